@@ -1,0 +1,116 @@
+"""The ``lsplat`` command. nerfstudio and the networks load only inside the subcommand that needs them."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Optional, Union
+
+import tyro
+
+from lsplat_ns.errors import ConfigError, LsplatError
+
+
+@dataclass
+class Demo:
+    """Fly through a scene that a network predicted from two pictures.
+
+    Makes demo scenes, trains latentsplat-tiny on them for a few minutes, and opens the nerfstudio viewer.
+    """
+
+    folder: Path = Path("demo")
+    """Where scenes and model are kept; a second call starts at once."""
+    render: Optional[Path] = None
+    """Render a fly-through into this mp4 and exit, instead of opening the viewer."""
+    steps: int = 600
+    """Training steps of the tiny model."""
+    port: int = 7007
+    """Port of the viewer."""
+    scene: Optional[str] = None
+    """Scene to render, by id or number; by default the first test scene."""
+
+    def run(self) -> int:
+        """Run the demo."""
+        from lsplat_ns.plugin.demo import run_demo
+
+        run_demo(self.folder, self.steps, self.render, self.port, self.scene)
+        return 0
+
+
+@dataclass
+class MakeScenes:
+    """Make synthetic scenes in the layout of RealEstate10k (rooms) or CO3D (objects)."""
+
+    output: tyro.conf.Positional[Path]
+    """Folder to make; must not exist or be empty."""
+    kind: Literal["rooms", "objects"] = "rooms"
+    """Rooms with a gliding camera, or turntables around an object."""
+    scenes: int = 20
+    """Number of scenes."""
+    frames: int = 60
+    """Frames per scene."""
+    size: str = "256x256"
+    """Image size as HEIGHTxWIDTH."""
+    seed: int = 0
+    """The same seed makes the same files."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+
+    def run(self) -> int:
+        """Make the scenes with a progress bar."""
+        from rich.progress import Progress
+
+        from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
+
+        config = MakeScenesConfig(
+            output=self.output,
+            kind=self.kind,
+            scenes=self.scenes,
+            frames=self.frames,
+            size=_parse_size(self.size),
+            seed=self.seed,
+            workers=self.workers,
+        )
+        with Progress() as progress:
+            task = progress.add_task(f"Making {self.kind}", total=self.scenes)
+            folder = make_scenes(config, on_scene=lambda _: progress.advance(task))
+        print(f"Wrote {self.scenes} scenes of {self.frames} frames to {folder}")
+        return 0
+
+
+@dataclass
+class Doctor:
+    """Say what of the installation works, and what to do about the rest. Exit code 0 when the demo can run."""
+
+    def run(self) -> int:
+        """Print the report."""
+        from lsplat_ns.plugin.doctor import examine, report
+
+        return report(examine())
+
+
+Command = Union[
+    Annotated[Demo, tyro.conf.subcommand("demo")],
+    Annotated[MakeScenes, tyro.conf.subcommand("make-scenes")],
+    Annotated[Doctor, tyro.conf.subcommand("doctor")],
+]
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+        raise ConfigError(f"--size takes HEIGHTxWIDTH such as 256x256, not {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def main() -> None:
+    """Entry point: one line and exit code 1 for a user's error, 130 for Ctrl-C."""
+    command = tyro.cli(Command, prog="lsplat", description="latentSplat and MV-LDM for nerfstudio.")
+    try:
+        code = command.run()
+    except LsplatError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        code = 130
+    sys.exit(code)

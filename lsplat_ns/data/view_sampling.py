@@ -1,0 +1,159 @@
+"""Which frames of a video become context and target views.
+
+Source: spec section 2.4. Given the same random numbers, the bounded sampler draws exactly what the original draws.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+
+from lsplat_ns.errors import ConfigError, SceneDataError
+
+Stage = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class FrameChoice:
+    """Frame indices of one example."""
+
+    context: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+@dataclass
+class ViewSamplingConfig:
+    """Bounded sampling: a random gap between two context frames, random targets between and around them."""
+
+    num_target_views: int = 4
+    """Target views per example."""
+    min_gap: int = 45
+    """Least number of frames between the two context views, after the warm-up."""
+    max_gap: int = 45
+    """Largest number of frames between the two context views, after the warm-up."""
+    initial_min_gap: int = 25
+    """Least gap at step 0."""
+    initial_max_gap: int = 25
+    """Largest gap at step 0."""
+    target_margin: int = 45
+    """How many frames outside the context pair a target may lie, after the warm-up."""
+    initial_target_margin: int = 0
+    """The same at step 0: targets lie between the context views."""
+    gap_warm_up_steps: int = 50_000
+    """Steps over which the gaps go from their initial to their final values."""
+    margin_warm_up_steps: int = 50_000
+    """Steps over which the margin does."""
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.min_gap <= self.max_gap and 1 <= self.initial_min_gap <= self.initial_max_gap):
+            raise ConfigError(
+                f"view sampling needs 1 <= min-gap <= max-gap, but got {self.min_gap}..{self.max_gap} "
+                f"(initially {self.initial_min_gap}..{self.initial_max_gap})"
+            )
+        if self.num_target_views < 1:
+            raise ConfigError(f"num-target-views must be at least 1, but is {self.num_target_views}")
+
+    def gap_limits(self, step: int, stage: Stage) -> tuple[int, int]:
+        """Least and largest gap at a step. The test stage always takes the largest."""
+        if stage == "test":
+            return self.max_gap, self.max_gap
+        return (
+            _ramp(self.initial_min_gap, self.min_gap, step, self.gap_warm_up_steps),
+            _ramp(self.initial_max_gap, self.max_gap, step, self.gap_warm_up_steps),
+        )
+
+    def margin(self, step: int, stage: Stage) -> int:
+        """How far outside the context pair targets may lie at a step."""
+        if stage == "test":
+            return self.target_margin
+        return _ramp(self.initial_target_margin, self.target_margin, step, self.margin_warm_up_steps)
+
+
+def _ramp(initial: int, final: int, step: int, steps: int) -> int:
+    if steps <= 0 or step >= steps:
+        return final
+    # Differs from upstream: a falling ramp (final < initial) works too; the original clamps it to `final` at once.
+    return initial + int((final - initial) * step / steps)
+
+
+def sample_bounded(
+    num_frames: int,
+    config: ViewSamplingConfig,
+    *,
+    step: int = 0,
+    stage: Stage = "train",
+    circular: bool = False,
+    generator: Optional[torch.Generator] = None,
+) -> FrameChoice:
+    """Draw two context frames and their targets.
+
+    Order of the draws: gap, left frame, targets (with replacement; context frames may be drawn). In the test stage the
+    pair starts at frame 0 and every frame of the window is a target.
+
+    Raises:
+        SceneDataError: If the video is shorter than the least gap.
+    """
+
+    def draw(low: int, high: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
+        return torch.randint(low, high + 1, shape, generator=generator)
+
+    least, largest = config.gap_limits(step, stage)
+    if not circular:
+        largest = min(num_frames - 1, largest)
+    if largest < least:
+        raise SceneDataError(f"has {num_frames} frames, but context views {least} frames apart were asked for")
+    gap = int(draw(least, largest))
+    left = int(draw(0, num_frames - 1 if circular else num_frames - 1 - gap))
+    left = 0 if stage == "test" else left
+    right = left + gap
+
+    margin = config.margin(step, stage)
+    first, last = left - margin, right + margin
+    if not circular:
+        first, last = max(first, 0), min(last, num_frames - 1)
+    if stage == "test":
+        targets = list(range(first, last + 1))
+    else:
+        targets = draw(first, last, (config.num_target_views,)).tolist()
+    if circular:
+        left, right, targets = left % num_frames, right % num_frames, [t % num_frames for t in targets]
+    return FrameChoice((left, right), tuple(targets))
+
+
+def spread_choice(num_frames: int, max_gap: int) -> FrameChoice:
+    """A pair for scenes without an evaluation index: centred, ``max_gap`` apart at most, all other frames are targets.
+
+    Raises:
+        SceneDataError: If there are fewer than three frames.
+    """
+    if num_frames < 3:
+        raise SceneDataError(f"has {num_frames} frames; two context views and a target need at least 3")
+    gap = max(1, min(max_gap, num_frames - 1))
+    left = (num_frames - 1 - gap) // 2
+    context = (left, left + gap)
+    return FrameChoice(context, tuple(i for i in range(num_frames) if i not in context))
+
+
+def read_evaluation_index(path: Path) -> dict[str, list[FrameChoice]]:
+    """Read an evaluation index ``{scene: [{"context": [l, r], "target": [...]}, ...]}``.
+
+    A scene may also map to a single entry or to null, as in pixelSplat's files. Scenes without entry are left out.
+
+    Raises:
+        SceneDataError: If the file is not such an index.
+    """
+    try:
+        content = json.loads(path.read_text())
+        index = {}
+        for scene, listed in content.items():
+            entries = [listed] if isinstance(listed, dict) else (listed or [])
+            choices = [FrameChoice(tuple(map(int, e["context"])), tuple(map(int, e["target"]))) for e in entries]
+            if choices:
+                index[scene] = choices
+        return index
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SceneDataError(
+            f"{path} is not an evaluation index of scene -> context and target frames: {error}"
+        ) from None

@@ -1,0 +1,1 @@
+"""From posed images to variational Gaussians: backbone, epipolar transformer, depth and Gaussian heads."""

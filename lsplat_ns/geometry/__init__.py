@@ -1,0 +1,1 @@
+"""Cameras, rays and harmonics: pure functions on tensors, without weights."""

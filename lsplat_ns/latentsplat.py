@@ -1,0 +1,183 @@
+"""latentSplat (arXiv 2403.16292) on one page.
+
+     context Views [b, 2]                                             target Cameras [b, t]
+            |                                                                 |
+         encode            ViT features -> epipolar attention -> depth        |
+            |              distribution and Gaussian parameters per pixel     |
+     VariationalGaussians                                                     |
+            |  sample | mode                                                  |
+        Gaussians  ---------------------------- splat ------------------------+
+                                                  |
+                                Rendering: colour, features, alpha, depth
+                                                  |
+                latent = N(features, 1 - alpha)   |   uncovered pixels become noise for the decoder to fill
+                                                  |
+                                               decode        downsampled latent through a VAE decoder,
+                                                  |          with colour and latent as skip inputs
+                                                image
+
+Plain PyTorch: no nerfstudio, no logging, no optimizers. Read ``scene.py`` first.
+"""
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lsplat_ns.autoencoder import AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, build_autoencoder
+from lsplat_ns.autoencoder.kl_autoencoder import resize_antialiased
+from lsplat_ns.distributions import DiagonalGaussian
+from lsplat_ns.encoder.encoder import Encoder, EncoderConfig
+from lsplat_ns.errors import ConfigError
+from lsplat_ns.rendering.splatting import SplattingConfig, splat
+from lsplat_ns.scene import Cameras, Gaussians, Rendering, VariationalGaussians, Views
+
+
+@dataclass
+class LatentSplatConfig:
+    """The networks. Defaults are the published model."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """From two views to variational Gaussians."""
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """From rendered latents to the image."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """Judges decoded images during training."""
+    splatting: SplattingConfig = field(default_factory=SplattingConfig)
+    """How Gaussians are rendered."""
+
+    def __post_init__(self) -> None:
+        if self.encoder.autoencoder_downscale != self.autoencoder.downscale:
+            raise ConfigError(
+                f"encoder.autoencoder-downscale is {self.encoder.autoencoder_downscale}, but the autoencoder "
+                f"downscales by {self.autoencoder.downscale}; make them equal"
+            )
+
+    @property
+    def render_scale(self) -> Fraction:
+        """Size of splatted maps relative to images."""
+        return Fraction(self.encoder.supersampling, self.autoencoder.downscale)
+
+
+@dataclass(frozen=True)
+class DecodedView:
+    """What the network shows of target cameras."""
+
+    rendering: Rendering  # at render size
+    latent: Tensor  # [b, t, channels, h_r, w_r], the drawn latent map
+    image: Tensor  # [b, t, 3, height, width], nominally in [0, 1], not clamped
+
+
+class LatentSplat(nn.Module):
+    """Encoder, splatting, and decoder. State-dict keys are those of the released checkpoints.
+
+    Args:
+        config: Sizes of the networks.
+        discriminator: Whether to hold a discriminator (training with adversarial losses).
+    """
+
+    def __init__(self, config: Optional[LatentSplatConfig] = None, discriminator: bool = True) -> None:
+        super().__init__()
+        self.config = config or LatentSplatConfig()
+        self.encoder = Encoder(self.config.encoder)
+        self.autoencoder = build_autoencoder(self.config.autoencoder)
+        self.discriminator = PatchDiscriminator(self.config.discriminator) if discriminator else None
+
+    def render_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of splatted maps for an image size."""
+        return tuple(int(length * self.config.render_scale) for length in image_size)
+
+    @property
+    def size_multiple(self) -> int:
+        """Image sides must be multiples of this to be decoded."""
+        return self.config.autoencoder.downscale
+
+    def encode(
+        self,
+        context: Views,
+        *,
+        step: int = 0,
+        deterministic: bool = False,
+        generator: Optional[torch.Generator] = None,
+        depth_noise: Optional[Tensor] = None,
+    ) -> VariationalGaussians:
+        """Predict the scene from its context views [b, v].
+
+        Args:
+            context: Views whose cameras carry the scene's near and far.
+            step: Training step; the opacity mapping may depend on it.
+            deterministic: Take the likeliest depth of each ray instead of samples.
+            generator: Source of the depth samples.
+            depth_noise: Recorded uniform numbers instead of draws, [b, v, rays, surfaces, samples].
+        """
+        return self.encoder(
+            context, step=step, deterministic=deterministic, generator=generator, depth_noise=depth_noise
+        )
+
+    def render(
+        self,
+        gaussians: Gaussians,
+        cameras: Cameras,
+        image_size: tuple[int, int],
+        *,
+        color: bool = True,
+        features: bool = True,
+    ) -> Rendering:
+        """Splat Gaussians into maps of :meth:`render_size` for target cameras [b, t]."""
+        size = self.render_size(image_size)
+        return splat(gaussians, cameras, size, self.config.splatting, color=color, features=features)
+
+    def latent_distribution(self, rendering: Rendering) -> DiagonalGaussian:
+        """Distribution of the latent map [b, t, c, h_r, w_r]: the rendered features, with variance 1 - alpha.
+
+        Pixels that no Gaussian covers become standard normal noise. The variance passes no gradient.
+        """
+        logvar = (1 - rendering.alpha.detach()).log()[:, :, None]
+        return DiagonalGaussian(rendering.features, logvar.expand_as(rendering.features))
+
+    def decode(self, rendering: Rendering, latent: Tensor) -> Tensor:
+        """Images [b, t, 3, height, width], not clamped, from a drawn latent map and the rendered colour.
+
+        Differentiable to the latent and the decoder; the colour is detached, as in the original.
+        """
+        skip = None
+        if self.config.autoencoder.skip_connections:
+            skip = torch.cat([rendering.color.detach(), latent], 2) if self.config.autoencoder.skip_extra else latent
+        z = resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling))
+        return self.autoencoder.decode(z, skip)
+
+    def view(
+        self,
+        gaussians: Gaussians,
+        cameras: Cameras,
+        image_size: tuple[int, int],
+        *,
+        deterministic: bool = False,
+        generator: Optional[torch.Generator] = None,
+        latent_noise: Optional[Tensor] = None,
+    ) -> DecodedView:
+        """Splat, draw the latent map and decode it: the novel views of target cameras [b, t].
+
+        Args:
+            gaussians: A sample or the mode of a prediction.
+            cameras: Target cameras.
+            image_size: (height, width), multiples of :attr:`size_multiple`.
+            deterministic: Take the mean latent instead of a sample.
+            generator: Source of the latent noise.
+            latent_noise: Recorded noise instead of draws, [b, t, c, h_r, w_r].
+        """
+        rendering = self.render(gaussians, cameras, image_size)
+        distribution = self.latent_distribution(rendering)
+        latent = distribution.mode() if deterministic else distribution.sample(generator, latent_noise)
+        return DecodedView(rendering, latent, self.decode(rendering, latent))
+
+    @staticmethod
+    def splat_to_image_size(maps: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Rendered maps [b, t, c, h_r, w_r] at image size, bilinearly (unchanged where sizes agree)."""
+        if tuple(maps.shape[-2:]) == tuple(image_size):
+            return maps
+        flat = functional.interpolate(maps.flatten(0, 1), image_size, mode="bilinear", align_corners=False)
+        return flat.unflatten(0, maps.shape[:2])

@@ -1,0 +1,228 @@
+"""The datamanager: an endless stream over all scenes for training, and one active scene for everything else."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Literal, Optional, Tuple, Type, Union
+
+import torch
+import tyro
+from nerfstudio.configs.dataparser_configs import AnnotatedDataParserUnion
+from nerfstudio.data.datamanagers.base_datamanager import (
+    DataManager,
+    VanillaDataManager,
+    VanillaDataManagerConfig,
+)
+from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch.utils.data import DataLoader
+
+from lsplat_ns.data.batches import PreparationConfig, collate, make_example
+from lsplat_ns.data.streams import ExampleStream, SharedStep, StreamConfig
+from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig
+from lsplat_ns.errors import SceneDataError
+from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
+from lsplat_ns.plugin.captures import active_scene_from_dataparser, video_from_dataparser
+from lsplat_ns.plugin.dataparsers import Re10kDataParser, Re10kDataParserConfig
+from lsplat_ns.scene import SceneBatch
+
+SIDECAR = "active_scene.json"
+"""File beside config.yml that remembers the scene last chosen in a viewer."""
+
+
+@dataclass
+class LatentSplatDataManagerConfig(VanillaDataManagerConfig):
+    """Data of a feed-forward model: many scenes to train on, one to look at."""
+
+    _target: Type = field(default_factory=lambda: LatentSplatDataManager)
+    """target class to instantiate"""
+    dataparser: AnnotatedDataParserUnion = field(default_factory=Re10kDataParserConfig)
+    """Where scenes come from: re10k-data, or any capture that nerfstudio reads (nerfstudio-data, colmap, ...)."""
+    preparation: PreparationConfig = field(default_factory=PreparationConfig)
+    """How frames become network inputs."""
+    sampling: ViewSamplingConfig = field(default_factory=ViewSamplingConfig)
+    """Which frames of a video become context and target views in training."""
+    batch_size: int = 2
+    """Examples per step and device."""
+    num_workers: int = 4
+    """Loader processes per device; 0 loads in the training process."""
+    mirror: bool = True
+    """Reflect every second training example."""
+    seed: int = 1234
+    """Seed of the order of scenes and frames; ranks and loader workers derive theirs from it."""
+    context: Optional[Tuple[int, int]] = None
+    """Frames of a capture that the network sees; by default a centred pair."""
+    context_gap: int = 45
+    """Largest gap of that pair, in frames."""
+    run_dir: tyro.conf.Suppress[Optional[Path]] = None
+    """Run folder, known to the trainer and to every tool that opens the run; holds the sidecar."""
+    # Options of ray-based methods, which have no meaning here.
+    train_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
+    train_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
+    train_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
+    eval_num_rays_per_batch: tyro.conf.Suppress[int] = 1024
+    eval_num_images_to_sample_from: tyro.conf.Suppress[int] = -1
+    eval_num_times_to_repeat_images: tyro.conf.Suppress[int] = -1
+    eval_image_indices: tyro.conf.Suppress[Optional[Tuple[int, ...]]] = (0,)
+    camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
+    patch_size: tyro.conf.Suppress[int] = 1
+
+
+class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
+    """Serves :class:`SceneBatch` for training, and the active scene as nerfstudio datasets.
+
+    The train dataset holds the context views of the active scene, the eval dataset its target views.
+
+    Raises:
+        SceneDataError: If the data cannot be read.
+    """
+
+    config: LatentSplatDataManagerConfig
+
+    def __init__(
+        self,
+        config: LatentSplatDataManagerConfig,
+        device: Union[torch.device, str] = "cpu",
+        test_mode: Literal["test", "val", "inference"] = "val",
+        world_size: int = 1,
+        local_rank: int = 0,
+        **kwargs,
+    ):
+        # nerfstudio's own constructor reads a single-scene dataparser; everything that its tools look at is set here.
+        self.config = config
+        self.device = device
+        self.world_size = world_size
+        self.local_rank = local_rank
+        self.sampler = None
+        self.test_mode = test_mode
+        self.test_split = "val" if test_mode == "val" else "test"
+        if config.data is not None:
+            config.dataparser.data = Path(config.data)
+        else:
+            config.data = config.dataparser.data
+        self.dataparser_config = config.dataparser
+        self.dataparser = config.dataparser.setup()
+        self.includes_time = False
+        self.step = SharedStep()
+        scene, self.scene_source = self._first_scene()
+        self._show(scene)
+        self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
+        DataManager.__init__(self)
+
+    # ------------------------------------------------------------------------------------------ the active scene
+
+    @property
+    def has_many_scenes(self) -> bool:
+        """Whether the data holds more than the active scene."""
+        return isinstance(self.dataparser, Re10kDataParser)
+
+    def scene_ids(self) -> List[str]:
+        """Ids of the scenes that can be shown."""
+        return self.dataparser.scene_ids() if self.has_many_scenes else [self.scene.name]
+
+    def load_scene(self, scene: str, context: Optional[Tuple[int, int]] = None) -> None:
+        """Make another scene (or other context views) the active one, and remember it beside the run.
+
+        Raises:
+            SceneDataError: If there is no such scene or frame; the active scene then stays.
+        """
+        if self.has_many_scenes:
+            self._show(self.dataparser.active_scene(self.config.preparation, scene, context))
+        else:
+            gap = self.config.context_gap
+            self._show(active_scene_from_dataparser(self.dataparser, self.config.preparation, context, gap))
+        self.setup_eval()
+        if self.config.run_dir is not None:
+            note = {"scene": self.scene.name, "context": list(self.scene.choice.context)}
+            (Path(self.config.run_dir) / SIDECAR).write_text(json.dumps(note) + "\n")
+
+    def _first_scene(self) -> Tuple[ActiveScene, str]:
+        """The scene to start with, and why: options, else the sidecar of the run, else the first one."""
+        preparation, gap = self.config.preparation, self.config.context_gap
+        if not self.has_many_scenes:
+            scene = active_scene_from_dataparser(self.dataparser, preparation, self.config.context, gap)
+            return scene, "the capture"
+        if self.config.dataparser.scene is not None:
+            return self.dataparser.active_scene(preparation), "from the options"
+        sidecar = Path(self.config.run_dir) / SIDECAR if self.config.run_dir is not None else None
+        if sidecar is not None and sidecar.is_file():
+            try:
+                note = json.loads(sidecar.read_text())
+                return (
+                    self.dataparser.active_scene(preparation, note["scene"], tuple(note["context"])),
+                    f"last chosen in the viewer, {sidecar}",
+                )
+            except (ValueError, KeyError, TypeError, SceneDataError) as error:
+                CONSOLE.print(f"[yellow]Ignoring {sidecar}: {error}")
+        return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"
+
+    def _show(self, scene: ActiveScene) -> None:
+        train, evaluation = SceneDataset(scene, scene.choice.context), SceneDataset(scene, scene.choice.target)
+        self.scene, self.train_dataset, self.eval_dataset = scene, train, evaluation
+        self.train_dataparser_outputs = train._dataparser_outputs
+
+    def announce(self) -> None:
+        """Say which scene is shown, and why."""
+        left, right = self.scene.choice.context[0], self.scene.choice.context[-1]
+        CONSOLE.print(f"Scene [bold]{self.scene.name}[/bold] ({self.scene_source}), context frames {left} and {right}")
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def setup_train(self) -> None:
+        """Start the stream of training examples. Only training needs it."""
+        if self.test_mode != "val":
+            return
+        source = self.dataparser.split("train") if self.has_many_scenes else [video_from_dataparser(self.dataparser)]
+        config = StreamConfig(
+            self.config.preparation,
+            self.config.sampling,
+            seed=self.config.seed,
+            rank=self.local_rank,
+            world_size=self.world_size,
+            mirror=self.config.mirror,
+        )
+        self.stream = ExampleStream(source, config, self.step)
+        # Unusable data stops here with one line, not inside a loader process with two stack traces.
+        next(iter(self.stream))
+        self.train_loader = DataLoader(
+            self.stream,
+            batch_size=self.config.batch_size,
+            num_workers=self.config.num_workers,
+            collate_fn=collate,
+            pin_memory=str(self.device).startswith("cuda"),
+            persistent_workers=self.config.num_workers > 0,
+        )
+        self._train_batches = iter(self.train_loader)
+
+    def next_train(self, step: int) -> Tuple[SceneBatch, Dict]:
+        """The next batch on the device; targets follow the view sampler's curriculum at ``step``."""
+        self.train_count += 1
+        self.step.set(step)
+        return next(self._train_batches).to(self.device), {}
+
+    def get_train_rays_per_batch(self) -> int:
+        """Target pixels per step; nerfstudio's viewer divides by it."""
+        height, width = self.config.preparation.image_size
+        return self.config.batch_size * self.config.sampling.num_target_views * height * width
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+
+    def setup_eval(self) -> None:
+        """Loaders over the target views of the active scene, which decode images on demand."""
+        self.fixed_indices_eval_dataloader = FixedIndicesEvalDataloader(self.eval_dataset, device=self.device)
+        self.eval_dataloader = RandIndicesEvalDataloader(self.eval_dataset, device=self.device)
+
+    def next_eval(self, step: int) -> Tuple[SceneBatch, Dict]:
+        """The active scene with as many of its targets as a training example has."""
+        self.eval_count += 1
+        count = self.config.sampling.num_target_views
+        targets = self.scene.choice.target
+        spread = tuple(targets[i * len(targets) // count] for i in range(count))
+        example = make_example(
+            self.scene.video, FrameChoice(self.scene.choice.context, spread), self.config.preparation
+        )
+        return example.to(self.device), {}
+
+    def get_eval_rays_per_batch(self) -> int:
+        """Target pixels of :meth:`next_eval`."""
+        return self.get_train_rays_per_batch() // self.config.batch_size

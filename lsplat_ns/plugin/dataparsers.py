@@ -1,0 +1,107 @@
+"""The ``re10k-data`` dataparser. Light on purpose: nerfstudio imports it on every command of every method."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple, Type
+
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+
+from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.re10k import Re10kSplit
+from lsplat_ns.data.view_sampling import FrameChoice, read_evaluation_index, spread_choice
+from lsplat_ns.errors import SceneDataError
+
+
+@dataclass
+class Re10kDataParserConfig(DataParserConfig):
+    """RealEstate10k chunks in pixelSplat's layout: thousands of scenes, one of which is shown."""
+
+    _target: Type = field(default_factory=lambda: Re10kDataParser)
+    """target class to instantiate"""
+    data: Path = Path("datasets/re10k")
+    """Folder with train/ and test/, each with an index.json and .torch chunks."""
+    scene: Optional[str] = None
+    """Scene id (or its number in the index) to show; else the last one chosen in a viewer, else the first."""
+    context: Optional[Tuple[int, int]] = None
+    """Frames of that scene that the network sees; else those of the evaluation index, else a centred pair."""
+    context_gap: int = 45
+    """Largest gap of that centred pair, in frames."""
+    scene_split: str = "test"
+    """Folder that the shown scene comes from (train or test)."""
+    evaluation_index: Optional[Path] = None
+    """Evaluation index (JSON); by default evaluation_index.json in the data folder, where it exists."""
+
+
+@dataclass
+class Re10kDataParser(DataParser):
+    """Serves one scene of a chunked dataset: its context views as train split, its targets as test split."""
+
+    config: Re10kDataParserConfig
+
+    def __init__(self, config: Re10kDataParserConfig):
+        super().__init__(config)
+        self._splits: Dict[str, Re10kSplit] = {}
+
+    def split(self, name: str) -> Re10kSplit:
+        """Open a split once. Raises SceneDataError where it is broken."""
+        if name not in self._splits:
+            self._splits[name] = Re10kSplit.open(self.config.data, name)
+        return self._splits[name]
+
+    def evaluation_choices(self) -> Dict[str, List[FrameChoice]]:
+        """Evaluation entries by scene; empty where there is no index."""
+        path = self.config.evaluation_index or self.config.data / "evaluation_index.json"
+        if not path.is_file():
+            if self.config.evaluation_index is not None:
+                raise SceneDataError(f"no evaluation index {path}")
+            return {}
+        return read_evaluation_index(path)
+
+    def scene_ids(self) -> List[str]:
+        """Scenes that can be shown, those of the evaluation index first."""
+        scenes = self.split(self.config.scene_split).scenes
+        listed = self.evaluation_choices()
+        return [s for s in scenes if s in listed] + [s for s in scenes if s not in listed]
+
+    def resolve_scene(self, wanted: Optional[str]) -> str:
+        """A scene id from an id or a number; the first scene for None. Raises SceneDataError for an unknown one."""
+        scenes = self.scene_ids()
+        if wanted is None:
+            return scenes[0]
+        if wanted in scenes:
+            return wanted
+        if wanted.isdigit() and int(wanted) < len(scenes):
+            return scenes[int(wanted)]
+        raise SceneDataError(
+            f"no scene {wanted!r} in {self.config.data / self.config.scene_split}; "
+            f"give a number from 0 to {len(scenes) - 1} or an id such as {scenes[0]}"
+        )
+
+    def active_scene(
+        self, preparation: PreparationConfig, scene: Optional[str] = None, context: Optional[Tuple[int, int]] = None
+    ):
+        """Read a scene and choose its views. Arguments win over the configuration.
+
+        Returns:
+            The ActiveScene.
+        """
+        from lsplat_ns.plugin.active_scene import ActiveScene, upright_and_unit_sized
+
+        name = self.resolve_scene(scene if scene is not None else self.config.scene)
+        video = self.split(self.config.scene_split).read_scene(name)
+        context = context if context is not None else self.config.context
+        listed = self.evaluation_choices().get(name)
+        if context is not None:
+            video.check_frames(tuple(context))
+            targets = tuple(i for i in range(len(video)) if i not in context)
+            choice = FrameChoice(tuple(context), targets)
+        elif listed:
+            choice = listed[0]
+        else:
+            choice = spread_choice(len(video), self.config.context_gap)
+        frames = tuple(range(min(choice.context), max(choice.context) + 1))
+        return ActiveScene(video, choice, preparation, upright_and_unit_sized(video, frames))
+
+    def _generate_dataparser_outputs(self, split: str = "train", **kwargs) -> DataparserOutputs:
+        scene = self.active_scene(PreparationConfig(image_size=kwargs.get("image_size", (256, 256))))
+        return scene.dataparser_outputs(scene.choice.context if split == "train" else scene.choice.target)

@@ -1,0 +1,128 @@
+"""From a predicted scene and one camera to the pictures that nerfstudio's tools show.
+
+nerfstudio takes tensors [height, width, channels] of the size it asked for: 3 channels in [0, 1] or one float channel.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from torch.nn import functional
+
+from lsplat_ns.distributions import DiagonalGaussian
+from lsplat_ns.geometry.harmonics import C0
+from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.scene import Cameras, Gaussians
+
+LATENT_TO_COLOR = ((0.30, 0.19, 0.21), (0.19, 0.29, 0.17), (-0.16, 0.19, 0.26), (-0.18, -0.27, -0.30))
+"""A fixed map of four latent channels to colour; a fitted one (PCA) would flicker from frame to frame."""
+
+
+def decoding_size(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
+    """The size at which a picture of ``size`` (height, width) is decoded: near ``short_side``, in whole multiples.
+
+    Intrinsics are normalised, so a slightly different aspect ratio is undone exactly by resizing.
+    """
+    factor = short_side / min(size)
+    return tuple(max(multiple, round(length * factor / multiple) * multiple) for length in size)
+
+
+def view_outputs(
+    network: LatentSplat,
+    gaussians: Gaussians,
+    features: DiagonalGaussian,
+    cameras: Cameras,
+    size: tuple[int, int],
+    *,
+    short_side: int,
+    decode: bool,
+    seed: int | None,
+    units_per_network_unit: float,
+    background: Tensor,
+) -> dict[str, Tensor]:
+    """Splat once, decode if asked, and lay everything out for nerfstudio.
+
+    Args:
+        network: The model.
+        gaussians: What is shown, [1, G].
+        features: Distribution that its features were drawn from; gives the uncertainty.
+        cameras: [1, 1] in the network's frame.
+        size: (height, width) of the outputs.
+        short_side: Shorter side at which the picture is decoded.
+        decode: Whether to run the decoder; otherwise ``rgb`` is the splatted colour at full size (moving camera).
+        seed: Seed of the latent noise, the same in every frame; None shows the mode.
+        units_per_network_unit: Depth in nerfstudio's units per unit of the network's frame.
+        background: Colour [3] behind the splats.
+    """
+    inner = decoding_size(size, short_side, network.size_multiple) if decode else size
+    with_spread = replace(gaussians, feature_harmonics=_append_spread(gaussians.feature_harmonics, features))
+    rendering = network.render(with_spread, cameras, inner)
+    channels = gaussians.feature_harmonics.shape[2]
+    alpha = rendering.alpha[0, 0]
+    mean, spread = rendering.features[:, :, :channels], rendering.features[0, 0, channels]
+    rendering = replace(rendering, features=mean)
+
+    splat = rendering.color[0, 0] + (1 - alpha) * background.to(alpha)[:, None, None]
+    if decode:
+        latents = network.latent_distribution(rendering)
+        generator = None if seed is None else torch.Generator(alpha.device).manual_seed(seed)
+        latent = latents.mode() if seed is None else latents.sample(generator)
+        image = network.decode(rendering, latent)[0, 0]
+    else:
+        image = splat
+    covered = alpha.clamp_min(1e-3)
+    depth_z = torch.where(alpha > 1e-3, rendering.depth_z[0, 0] / covered, cameras.far[0, 0])
+    # Undo the renderer's offset (+1/2 per unit of alpha); what nothing covers is uncertain by 1.
+    uncertainty = spread - network.config.splatting.feature_offset * alpha + (1 - alpha)
+    maps = {
+        "rgb": image.clamp(0, 1),
+        "depth": depth_z[None] * units_per_network_unit,
+        "accumulation": alpha[None],
+        "rgb_splat": splat.clamp(0, 1),
+        "uncertainty": uncertainty[None],
+        "latent": _latent_preview(mean[0, 0], alpha),
+    }
+    return {name: _resized(value, size).permute(1, 2, 0).contiguous() for name, value in maps.items()}
+
+
+def _append_spread(feature_harmonics: Tensor, features: DiagonalGaussian) -> Tensor:
+    """Add one channel: the mean standard deviation of a Gaussian's degree-0 features, constant over directions."""
+    channel = torch.zeros_like(feature_harmonics[:, :, :1])
+    channel[..., 0] = features.std[..., 0].mean(2, keepdim=True)
+    return torch.cat([feature_harmonics, channel], dim=2)
+
+
+def _latent_preview(latent: Tensor, alpha: Tensor) -> Tensor:
+    weights = latent.new_tensor(LATENT_TO_COLOR)
+    count = min(len(latent), len(weights))
+    preview = torch.einsum("chw,cr->rhw", latent[:count] - 0.5 * alpha, weights[:count] / C0)
+    return preview.sigmoid() * alpha
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps
+    return functional.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def message_outputs(message: str, size: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Pictures of ``size`` (height, width) that show a message instead of a view; the same keys as a view."""
+    height, width = max(size[0], 1), max(size[1], 1)
+    picture = Image.new("RGB", (width, height), (40, 42, 48))
+    text = "\n".join(textwrap.wrap(message, max(8, width // 7)))
+    ImageDraw.Draw(picture).multiline_text((6, 6), text, fill=(240, 200, 90))
+    rgb = torch.from_numpy(np.asarray(picture).copy()).to(device) / 255
+    plane = torch.zeros(height, width, 1, device=device)
+    return {
+        "rgb": rgb,
+        "depth": plane + 1,
+        "accumulation": plane + 1,
+        "rgb_splat": rgb.clone(),
+        "uncertainty": plane.clone(),
+        "latent": rgb.clone(),
+    }

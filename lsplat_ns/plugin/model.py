@@ -1,0 +1,309 @@
+"""The nerfstudio model: a feed-forward network that shows its active scene as Gaussians.
+
+It subclasses SplatfactoModel because six hard-coded type checks in nerfstudio's viewer, render and export code let only
+such models through; it shares no code with splatfacto's optimisation. Networks live in ``lsplat_ns.latentsplat``.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
+
+import torch
+import tyro
+from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
+from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
+from nerfstudio.models.base_model import Model, ModelConfig
+from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from lsplat_ns.errors import CheckpointMismatch
+from lsplat_ns.geometry.covariance import scales_and_quaternions
+from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
+from lsplat_ns.losses import LossSchedule, PerceptualDistance
+from lsplat_ns.losses.objective import step_losses
+from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
+from lsplat_ns.plugin.drawing import message_outputs, view_outputs
+from lsplat_ns.plugin.optimizers import FINE_TUNED
+from lsplat_ns.plugin.viewer_panel import ViewerPanel
+from lsplat_ns.scene import Gaussians, SceneBatch, VariationalGaussians
+
+
+@dataclass
+class LatentSplatModelConfig(ModelConfig):
+    """latentSplat: networks, losses, and how a scene is shown."""
+
+    _target: Type = field(default_factory=lambda: LatentSplatModel)
+    """target class to instantiate"""
+    network: LatentSplatConfig = field(default_factory=LatentSplatConfig)
+    """Sizes of the networks."""
+    schedule: LossSchedule = field(default_factory=LossSchedule)
+    """Which losses count at which steps."""
+    perceptual: Literal["lpips", "none"] = "lpips"
+    """lpips needs VGG16 weights on disk; none trains without that term."""
+    scene_mode: Literal["mode", "sample"] = "mode"
+    """Show the mode of the predicted Gaussians and latents, or one draw of them."""
+    scene_seed: int = 0
+    """Seed of that draw; the same seed shows the same scene."""
+    view_size: Optional[int] = None
+    """Shorter side at which views are decoded before they are resized; by default that of training images."""
+    refresh_every: int = 50
+    """While training, the scene in the viewer is predicted anew every so many steps."""
+    sh_degree: tyro.conf.Suppress[int] = 0
+    """Exports carry view-independent colour: the original's harmonics are not those of other viewers."""
+    enable_collider: tyro.conf.Suppress[bool] = False
+    collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
+    loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
+    eval_num_rays_per_chunk: tyro.conf.Suppress[int] = 4096
+
+
+@dataclass(frozen=True)
+class PredictedScene:
+    """An active scene with the Gaussians predicted for it, both in the network's frame."""
+
+    scene: ActiveScene
+    distribution: VariationalGaussians
+    gaussians: Gaussians
+
+
+class LatentSplatModel(SplatfactoModel):
+    """Trains latentSplat, and renders the active scene for any nerfstudio camera.
+
+    Scene tensors are plain attributes: they are no part of checkpoints and are not broadcast by DDP.
+    """
+
+    config: LatentSplatModelConfig
+
+    def __init__(self, config: LatentSplatModelConfig, scene_box: SceneBox, num_train_data: int, **kwargs) -> None:
+        kwargs.pop("seed_points", None)
+        Model.__init__(self, config, scene_box, num_train_data, **kwargs)
+
+    def populate_modules(self) -> None:
+        """Build the networks with random weights."""
+        schedule = self.config.schedule
+        if self.config.perceptual == "none":
+            schedule = schedule.without("lpips")
+        self.schedule = schedule
+        self.network = LatentSplat(self.config.network, discriminator=schedule.uses_discriminator)
+        self.viewer_control = ViewerPanel(self)
+        self.step = 0
+        self.background_color = torch.zeros(3)
+        self._perceptual: Optional[PerceptualDistance] = None
+        self._scene: Optional[ActiveScene] = None
+        self._prediction: Optional[PredictedScene] = None
+        self._exported: Optional[Tuple[PredictedScene, Dict[str, Tensor]]] = None
+        self._predicted_at_step = 0
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def prepare_training(self) -> None:
+        """Fetch what only training needs. Raises MissingWeights if the perceptual network is absent."""
+        if self.schedule.uses("lpips"):
+            self._perceptual = PerceptualDistance()
+
+    def forward(self, batch: SceneBatch) -> Dict[str, Any]:
+        """All losses of one step. Under DDP everything differentiable must happen here, inside the wrapped call."""
+        result = step_losses(self.network, batch, self.schedule, self.step, perceptual=self._perceptual)
+        return {"losses": result.losses, "metrics": result.metrics, "color": result.color, "decoded": result.decoded}
+
+    def get_metrics_dict(self, outputs: Dict[str, Any], batch: Any) -> Dict[str, Tensor]:
+        """Numbers for the log."""
+        return outputs["metrics"]
+
+    def get_loss_dict(self, outputs: Dict[str, Any], batch: Any, metrics_dict: Any = None) -> Dict[str, Tensor]:
+        """The losses that :meth:`forward` computed."""
+        return outputs["losses"]
+
+    def get_param_groups(self) -> Dict[str, List[Parameter]]:
+        """Encoder and autoencoder together (their gradients are clipped jointly), and the discriminator."""
+        for parameter in self.network.autoencoder.parameters():
+            setattr(parameter, FINE_TUNED, True)
+        generator = [*self.network.encoder.parameters(), *self.network.autoencoder.parameters()]
+        groups = {"generator": generator}
+        if self.network.discriminator is not None:
+            groups["discriminator"] = list(self.network.discriminator.parameters())
+        return groups
+
+    def get_training_callbacks(
+        self, training_callback_attributes: TrainingCallbackAttributes
+    ) -> List[TrainingCallback]:
+        """Keeps the step; splatfacto's densification has no place here."""
+        return [TrainingCallback([TrainingCallbackLocation.BEFORE_TRAIN_ITERATION], func=self.update_to_step)]
+
+    def update_to_step(self, step: int) -> None:
+        """Publish the training step; losses and opacities depend on it."""
+        self.step = step
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, **kwargs) -> Any:
+        """Load weights strictly. The prediction of the active scene is dropped.
+
+        Raises:
+            CheckpointMismatch: If keys or shapes differ.
+        """
+        try:
+            result = nn.Module.load_state_dict(self, state_dict, strict=True, **kwargs)
+        except RuntimeError as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise CheckpointMismatch(
+                f"the checkpoint does not fit this model's configuration: {' '.join(lines[1:4])[:400]}"
+            ) from None
+        self._prediction = None
+        return result
+
+    # -------------------------------------------------------------------------------------------- the active scene
+
+    def set_scene(self, scene: ActiveScene) -> None:
+        """Show another scene; it is predicted when first looked at."""
+        self._scene, self._prediction = scene, None
+
+    @property
+    def active_scene(self) -> Optional[ActiveScene]:
+        """The scene that is shown."""
+        return self._scene
+
+    def show_draw(self, mode: Literal["mode", "sample"], seed: int) -> None:
+        """Show the mode of the scene, or the draw of a seed."""
+        self.config.scene_mode, self.config.scene_seed, self._prediction = mode, seed, None
+
+    @torch.no_grad()
+    def prediction(self) -> Optional[PredictedScene]:
+        """The active scene's Gaussians, predicted when they are missing or older than ``refresh_every`` steps."""
+        if self._scene is None:
+            return None
+        current = self._prediction
+        stale = abs(self.step - self._predicted_at_step) >= self.config.refresh_every
+        if current is None or stale:
+            scene, step = self._scene, self.step
+            current = self._predict(scene)
+            # One assignment at the end: the viewer may interrupt this method at any line.
+            self._prediction, self._predicted_at_step = current, step
+        return current
+
+    def _predict(self, scene: ActiveScene) -> PredictedScene:
+        was_training = self.training
+        self.eval()
+        try:
+            sample = self.config.scene_mode == "sample"
+            generator = torch.Generator(self.device).manual_seed(self.config.scene_seed)
+            distribution = self.network.encode(
+                scene.context.to(self.device), step=self.step, deterministic=not sample, generator=generator
+            )
+            gaussians = distribution.sample(generator) if sample else distribution.mode()
+            return PredictedScene(scene, distribution, gaussians)
+        finally:
+            self.train(was_training)
+
+    # ------------------------------------------------------------------------------------------------- rendering
+
+    @torch.no_grad()
+    def get_outputs_for_camera(
+        self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox] = None
+    ) -> Dict[str, Tensor]:
+        """Render one camera of any size.
+
+        Never raises: an exception would end the browser tab's render thread for good. Instead the picture says what is
+        wrong. Only the viewer's own interrupt passes.
+
+        Returns:
+            Tensors [height, width, channels]: rgb (decoded), rgb_splat, depth (z, nerfstudio units), accumulation,
+            uncertainty, latent (a fixed projection to colour).
+        """
+        try:
+            return self._outputs(camera, obb_box)
+        except IOChangeException:
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("rendering failed")
+            CONSOLE.print(f"[red]Rendering failed: {type(error).__name__}: {error}")
+            size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
+            return message_outputs(f"{type(error).__name__}: {error}", size, self.device)
+
+    def get_outputs(self, ray_bundle: NerfstudioCameras) -> Dict[str, Tensor]:
+        """The same; some nerfstudio code calls this name."""
+        return self.get_outputs_for_camera(ray_bundle)
+
+    def _outputs(self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox]) -> Dict[str, Tensor]:
+        prediction = self.prediction()
+        if prediction is None:
+            size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
+            return message_outputs("no scene is loaded", size, self.device)
+        cameras, size = network_camera(camera, prediction.scene, self.device)
+        gaussians, distribution = prediction.gaussians, prediction.distribution
+        if obb_box is not None:
+            inside = obb_box.within(self.means).to(self.device)
+            gaussians, distribution = gaussians.select(inside), distribution.select(inside)
+        return view_outputs(
+            self.network,
+            gaussians,
+            distribution.features,
+            cameras,
+            size,
+            short_side=self.config.view_size or min(prediction.scene.preparation.image_size),
+            decode=self.viewer_control.should_decode(),
+            seed=self.config.scene_seed if self.config.scene_mode == "sample" else None,
+            units_per_network_unit=1.0 / prediction.scene.network_from_nerfstudio.scale,
+            background=self.background_color,
+        )
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colour with accumulation as alpha [height, width, 4]."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
+    def get_image_metrics_and_images(
+        self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
+    ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
+        """PSNR of one view, and truth beside prediction."""
+        from lsplat_ns.evaluation.metrics import psnr
+
+        truth, image = batch["image"].to(self.device), outputs["rgb"]
+        score = psnr(image.permute(2, 0, 1), truth.permute(2, 0, 1))
+        return {"psnr": float(score)}, {"img": torch.cat([truth, image], dim=1), "depth": outputs["depth"]}
+
+    # -------------------------------------------------------------------------- what nerfstudio's exporter reads
+
+    @property
+    def gauss_params(self) -> Dict[str, Tensor]:
+        """The Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
+
+        means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3].
+        """
+        prediction = self.prediction()
+        if prediction is None:
+            empty = torch.empty(0, 1, device=self.device)
+            widths = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "features_dc": 3}
+            params = {name: empty.expand(0, width) for name, width in widths.items()}
+            return {**params, "features_rest": torch.empty(0, 0, 3)}
+        if self._exported is None or self._exported[0] is not prediction:
+            self._exported = (prediction, self._splatfacto_params(prediction))
+        return self._exported[1]
+
+    @torch.no_grad()
+    def _splatfacto_params(self, prediction: PredictedScene) -> Dict[str, Tensor]:
+        gaussians = prediction.gaussians
+        to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
+        covariances = to_nerfstudio.apply_to_covariances(gaussians.covariances[0])
+        scales, quaternions = scales_and_quaternions(covariances)
+        color = gaussians.color_harmonics[0, :, :, 0]
+        return {
+            "means": to_nerfstudio.apply_to_points(gaussians.means[0]),
+            "scales": scales.clamp_min(1e-12).log(),
+            "quats": quaternions,
+            "opacities": torch.logit(gaussians.opacities[0], eps=1e-6)[:, None],
+            "features_dc": color,
+            "features_rest": color.new_zeros(len(color), 0, 3),
+        }
+
+    @property
+    def colors(self) -> Tensor:
+        """View-independent colour [N, 3] in [0, 1]."""
+        from nerfstudio.models.splatfacto import SH2RGB
+
+        return SH2RGB(self.features_dc).clamp(0, 1)
+
+    @property
+    def shs_0(self) -> Tensor:
+        """Degree-0 harmonics [N, 3]."""
+        return self.features_dc

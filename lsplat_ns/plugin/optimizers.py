@@ -1,0 +1,92 @@
+"""Optimizer and scheduler configurations that nerfstudio lacks.
+
+Source: spec section 7.5. Checkpoints must hold plain floats only: torch >= 2.6 refuses the numpy scalars that
+nerfstudio's own schedulers leave in them.
+"""
+
+from dataclasses import dataclass, field
+from typing import List, Optional, Tuple, Type
+
+import torch
+from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from torch.nn import Parameter
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+FINE_TUNED = "lsplat_fine_tuned"
+"""Attribute that marks parameters of the autoencoder, which have a learning rate and betas of their own."""
+LR_FACTOR = "lsplat_lr_factor"
+"""Attribute that holds a parameter's factor on the learning rate (the effective batch size)."""
+
+
+@dataclass
+class TwoRateAdamConfig(OptimizerConfig):
+    """Adam over one flat list of parameters, so that gradients are clipped jointly, with two learning rates."""
+
+    _target: Type = torch.optim.Adam
+    lr: float = 1.5e-4
+    """Learning rate of the encoder; not scaled."""
+    betas: Tuple[float, float] = (0.9, 0.999)
+    """Adam's betas of the encoder."""
+    fine_tuned_lr: float = 9e-6
+    """Learning rate of the autoencoder, per example of the effective batch."""
+    fine_tuned_betas: Tuple[float, float] = (0.5, 0.9)
+    """Adam's betas of the autoencoder."""
+    max_norm: Optional[float] = 0.5
+    """Largest joint norm of the gradient."""
+
+    def setup(self, params: List[Parameter]) -> Optimizer:
+        """Build the optimizer; parameters marked as fine-tuned form the second group."""
+        groups = []
+        for fine_tuned in (False, True):
+            members = [p for p in params if getattr(p, FINE_TUNED, False) == fine_tuned]
+            if members and fine_tuned:
+                lr = self.fine_tuned_lr * getattr(members[0], LR_FACTOR, 1)
+                groups.append({"params": members, "lr": lr, "betas": self.fine_tuned_betas})
+            elif members:
+                groups.append({"params": members, "lr": self.lr, "betas": self.betas})
+        return torch.optim.Adam(groups, lr=self.lr, eps=self.eps)
+
+
+@dataclass
+class ScaledAdamConfig(OptimizerConfig):
+    """Adam whose learning rate is per example of the effective batch (the discriminator's)."""
+
+    _target: Type = torch.optim.Adam
+    lr: float = 9e-6
+    """Learning rate per example."""
+    betas: Tuple[float, float] = (0.5, 0.9)
+    """Adam's betas."""
+
+    def setup(self, params: List[Parameter]) -> Optimizer:
+        """Build the optimizer."""
+        factor = getattr(params[0], LR_FACTOR, 1) if params else 1
+        return torch.optim.Adam(params, lr=self.lr * factor, betas=self.betas, eps=self.eps)
+
+
+@dataclass
+class LinearWarmupConfig(SchedulerConfig):
+    """Learning rates rise linearly to their full value, then stay."""
+
+    _target: Type = field(default_factory=lambda: LinearWarmup)
+    """target class to instantiate"""
+    warm_up_steps: int = 2000
+    """Steps until the full rate."""
+    initial_factor: float = 5e-4
+    """Factor at step 0."""
+
+
+class LinearWarmup(Scheduler):
+    """Scheduler of :class:`LinearWarmupConfig`."""
+
+    config: LinearWarmupConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LRScheduler:
+        """The torch scheduler; ``lr_init`` is ignored, since every parameter group has its own rate."""
+        return LambdaLR(optimizer, self.factor)
+
+    def factor(self, step: int) -> float:
+        """Factor on the learning rates after ``step`` steps, a Python float."""
+        progress = min(step / max(self.config.warm_up_steps, 1), 1.0)
+        return self.config.initial_factor + (1.0 - self.config.initial_factor) * progress

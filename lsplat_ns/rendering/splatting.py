@@ -1,0 +1,173 @@
+"""Splatting Gaussians into target views: the one entry point of the renderer."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lsplat_ns.errors import ConfigError, ShapeMismatch
+from lsplat_ns.geometry.harmonics import coefficient_count, harmonic_basis
+from lsplat_ns.rendering.compositing import GSPLAT_RULES, ORIGINAL_RULES
+from lsplat_ns.rendering.gsplat_adapter import gsplat_status, rasterize_with_gsplat
+from lsplat_ns.rendering.rasterization import Ellipsoids, Maps, PixelCameras, pixel_cameras
+from lsplat_ns.rendering.reference import rasterize_in_pytorch
+from lsplat_ns.scene import Cameras, Gaussians, Rendering
+
+__all__ = ["SplattingConfig", "gsplat_status", "splat"]
+
+VALUES_AT_ONCE = 1 << 21
+"""Views are drawn together up to this many pairs of view and Gaussian."""
+
+
+@dataclass
+class SplattingConfig:
+    """How Gaussians become images. The defaults are latentSplat's."""
+
+    backend: Literal["auto", "gsplat", "reference"] = "auto"
+    """Rasteriser: gsplat's CUDA kernels, plain PyTorch, or gsplat exactly for tensors on a CUDA device."""
+    principal_point: Literal["centred", "true"] = "centred"
+    """Whether images are drawn around their centre, as the released models were trained, or with the true principal
+    point."""
+    near_cull: float = 0.2
+    """Gaussians whose camera-space z lies under this fraction of the near distance are not drawn."""
+    color_degree: int = 3
+    """Highest harmonic band of colours that is drawn. Coefficients of higher bands are predicted, but not used."""
+    feature_offset: float = 0.5
+    """Added to every Gaussian's features. Zero draws quantities that are not centred, such as deviations."""
+    couple_features: bool = False
+    """Let gradients of the feature maps reach means, covariances and opacities."""
+    reference_rules: Literal["gsplat", "original"] = "gsplat"
+    """Constants of the reference rasteriser: gsplat's, or those of the original's own CUDA rasteriser."""
+
+    def __post_init__(self) -> None:
+        if self.near_cull <= 0:
+            raise ConfigError(f"splatting near_cull must be positive, but is {self.near_cull}; latentSplat uses 0.2")
+        if not 0 <= self.color_degree <= 4:
+            raise ConfigError(f"splatting color_degree must be 0 to 4, but is {self.color_degree}")
+
+
+def splat(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    size: tuple[int, int],
+    config: SplattingConfig | None = None,
+    *,
+    color: bool = True,
+    features: bool = True,
+) -> Rendering:
+    """Render Gaussians from target cameras.
+
+    Args:
+        gaussians: [b, G] in world space.
+        cameras: [b, t]; ``near`` scales the culling distance, ``far`` is not used.
+        size: Height and width in pixels.
+        config: None stands for the defaults.
+        color: Draw the colour map.
+        features: Draw the feature map, if the Gaussians have features.
+
+    Returns:
+        Rendering [b, t] on black: colours are offset by 1/2 and clamped at 0 per Gaussian, features only offset.
+        ``depth_z`` is in world units. Colour, depth and alpha are differentiable to geometry, harmonics and cameras;
+        features only to harmonics and, through the viewing direction, to means (unless coupled). Uses no randomness;
+        on CUDA gradients are summed in no fixed order.
+
+    Raises:
+        ShapeMismatch, ConfigError: The inputs do not fit together.
+        MissingExtra: gsplat was asked for and cannot run.
+
+    Source: latentSplat's splatting decoder and its rasteriser; 3D Gaussian splatting (Kerbl et al. 2023).
+    """
+    config = config or SplattingConfig()
+    _check(gaussians, cameras, size)
+    gaussians = _in_type(gaussians, cameras.world_from_camera.dtype)
+    feature_harmonics = gaussians.feature_harmonics if features else None
+    rasterize = _rasterizer(config, gaussians, cameras, color)
+    with torch.autocast(gaussians.means.device.type, enabled=False):
+        pixels = pixel_cameras(cameras, size, config.principal_point, config.near_cull)
+        scenes = []
+        for scene in range(len(gaussians.means)):
+            ellipsoids = Ellipsoids(
+                gaussians.means[scene], _symmetric(gaussians.covariances[scene]), gaussians.opacities[scene]
+            )
+            coefficients = (
+                gaussians.color_harmonics[scene] if color else None,
+                None if feature_harmonics is None else feature_harmonics[scene],
+            )
+            parts = []
+            for views in _view_groups(gaussians.count, cameras.near.shape[1]):
+                values = _values(ellipsoids.means, cameras.origins[scene, views], *coefficients, config)
+                parts.append(rasterize(ellipsoids, values, pixels.select(scene, views), size))
+            scenes.append(Maps.concat(parts))
+    maps = torch.stack([scene.values for scene in scenes])
+    return Rendering(
+        alpha=torch.stack([scene.alpha for scene in scenes]),
+        depth_z=torch.stack([scene.depth_z for scene in scenes]),
+        color=maps[:, :, :3] if color else None,
+        features=None if feature_harmonics is None else maps[:, :, 3 if color else 0 :],
+    )
+
+
+def _in_type(gaussians: Gaussians, dtype: torch.dtype) -> Gaussians:
+    """The same Gaussians in the cameras' type: mixed precision ends where geometry begins."""
+    parts = (getattr(gaussians, field.name) for field in fields(gaussians))
+    return Gaussians(*(None if part is None else part.to(dtype) for part in parts))
+
+
+def _symmetric(covariances: Tensor) -> Tensor:
+    """The same covariances; gradients come back symmetric, though the rasterisers read one triangle of them."""
+    return 0.5 * (covariances + covariances.mT)
+
+
+def _check(gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> None:
+    """Refuse inputs that do not fit together."""
+    if cameras.near.ndim != 2 or len(cameras.near) != len(gaussians.means):
+        raise ShapeMismatch("cameras to splat into", f"[{len(gaussians.means)}, views]", cameras.near.shape)
+    if min(size) < 1:
+        raise ConfigError(f"an image of {size[0]} x {size[1]} pixels cannot be drawn; give a positive height and width")
+
+
+def _rasterizer(
+    config: SplattingConfig, gaussians: Gaussians, cameras: Cameras, color: bool
+) -> Callable[[Ellipsoids, Tensor, PixelCameras, tuple[int, int]], Maps]:
+    """The backend for these inputs, set up."""
+    device = gaussians.means.device.type
+    if config.backend == "gsplat" and device != "cuda":
+        raise ConfigError(f"backend gsplat draws tensors on CUDA, but these are on {device}; use auto or reference")
+    geometry = (gaussians.means, gaussians.covariances, gaussians.opacities, cameras.world_from_camera)
+    trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in geometry)
+    attached = (3 if color else 0) if trained and not config.couple_features else None
+    # gsplat refuses an empty scene, and the reference draws it at no cost.
+    if config.backend == "reference" or device != "cuda" or gaussians.count == 0:
+        rules = GSPLAT_RULES if config.reference_rules == "gsplat" else ORIGINAL_RULES
+        return partial(rasterize_in_pytorch, rules=rules, attached=attached)
+    return partial(rasterize_with_gsplat, blur=GSPLAT_RULES.blur, attached=attached)
+
+
+def _view_groups(gaussian_count: int, view_count: int) -> list[slice]:
+    """Views that are drawn together."""
+    together = max(1, VALUES_AT_ONCE // max(1, gaussian_count))
+    return [slice(first, first + together) for first in range(0, view_count, together)]
+
+
+def _values(
+    means: Tensor, origins: Tensor, color: Tensor | None, features: Tensor | None, config: SplattingConfig
+) -> Tensor:
+    """Colours and features [V, G, C] of Gaussians [G] as seen from camera centres [V, 3]."""
+    degrees = [-1 if part is None else math.isqrt(part.shape[-1]) - 1 for part in (color, features)]
+    degrees[0] = min(degrees[0], config.color_degree)
+    if max(degrees) < 0:
+        return means.new_zeros(len(origins), len(means), 0)
+    basis = harmonic_basis(normalize(means - origins[:, None], dim=-1), max(degrees))
+    values = []
+    for part, degree, offset in zip((color, features), degrees, (0.5, config.feature_offset), strict=True):
+        if part is not None:
+            count = coefficient_count(degree)
+            values.append(torch.einsum("vgk,gck->vgc", basis[..., :count], part[..., :count]) + offset)
+    if color is not None:
+        values[0] = values[0].clamp_min(0)
+    return torch.cat(values, -1)

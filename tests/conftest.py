@@ -1,0 +1,100 @@
+"""Shared fixtures. Scenes and the trained run are made once per session, by the commands that users call."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+BIN = Path(sys.executable).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped, with a reason, where there is no CUDA device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended."""
+
+    code: int
+    output: str  # stdout and stderr
+
+
+def call(*command: object, cwd: Path, timeout: float = 600, path: str | None = None) -> Outcome:
+    """Run one of the installed commands (``ns-train``, ``lsplat``, ...) as a user would."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "COLUMNS": "200", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    environment["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}" if path is None else path
+    program = BIN / str(command[0])
+    process = subprocess.run(
+        [str(program), *(str(part) for part in command[1:])],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    return Outcome(process.returncode, process.stdout + process.stderr)
+
+
+@pytest.fixture(scope="session")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small demo scenes in RealEstate10k layout."""
+    folder = tmp_path_factory.mktemp("data") / "rooms"
+    outcome = call(
+        "lsplat",
+        "make-scenes",
+        folder,
+        "--scenes",
+        4,
+        "--frames",
+        14,
+        "--size",
+        "64x96",
+        "--seed",
+        3,
+        cwd=folder.parent,
+    )
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run of latentsplat-tiny."""
+
+    cwd: Path  # where the commands are to be called
+    folder: Path
+    output: str  # what ns-train printed
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "nerfstudio_models"
+
+
+@pytest.fixture(scope="session")
+def trained(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """``ns-train latentsplat-tiny`` for 20 steps, without any flag for the device."""
+    cwd = tmp_path_factory.mktemp("train")
+    outcome = call(
+        "ns-train", "latentsplat-tiny", "--data", rooms, "--max-num-iterations", 20, "--vis", "tensorboard",
+        "--logging.steps-per-log", 1, "--experiment-name", "rooms", "--timestamp", "first", cwd=cwd,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.output
+    return Run(cwd, cwd / "outputs" / "rooms" / "latentsplat-tiny" / "first", outcome.output)
