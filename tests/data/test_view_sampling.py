@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from parity import recording
+
+from lsplat_ns.data.view_sampling import (
+    FrameChoice,
+    ViewSamplingConfig,
+    read_evaluation_index,
+    sample_bounded,
+    spread_choice,
+)
+from lsplat_ns.errors import ConfigError, SceneDataError
+
+PUBLISHED = {
+    "re10k": ViewSamplingConfig(),
+    "co3d_hydrant": ViewSamplingConfig(
+        min_gap=16, max_gap=25, initial_min_gap=8, initial_max_gap=18, target_margin=100, initial_target_margin=0
+    ),
+}
+
+
+def test_draws_equal_all_192_recorded_ones() -> None:
+    for draw in recording("ls_view_samplers").meta["draws"]:
+        generator = torch.Generator().manual_seed(draw["seed"])
+        try:
+            choice = sample_bounded(
+                draw["num_views"],
+                PUBLISHED[draw["sampler"]],
+                step=draw["step"],
+                stage=draw["stage"],
+                circular=draw["sampler"].startswith("co3d"),
+                generator=generator,
+            )
+        except SceneDataError:
+            assert isinstance(draw["result"], str), draw
+            continue
+        context, target = draw["result"]
+        assert list(choice.context) == context, draw
+        if isinstance(target, dict):
+            assert len(choice.target) == target["len"], draw
+            assert list(choice.target[:4]) == target["first"] and list(choice.target[-4:]) == target["last"], draw
+        else:
+            assert list(choice.target) == target, draw
+
+
+def test_a_falling_ramp_falls_gradually() -> None:
+    config = ViewSamplingConfig(initial_min_gap=30, initial_max_gap=40, min_gap=10, max_gap=20, gap_warm_up_steps=100)
+    assert config.gap_limits(0, "train") == (30, 40)
+    assert config.gap_limits(50, "train") == (20, 30)
+    assert config.gap_limits(1000, "train") == (10, 20)
+
+
+def test_impossible_gaps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="min-gap"):
+        ViewSamplingConfig(min_gap=5, max_gap=4)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 12, 200])
+def test_spread_pair_is_centred_and_every_other_frame_is_a_target(frames: int) -> None:
+    choice = spread_choice(frames, 45)
+    left, right = choice.context
+    assert 0 <= left < right < frames and right - left <= 45
+    assert abs(left - (frames - 1 - right)) <= 1
+    assert sorted(choice.context + choice.target) == list(range(frames))
+
+
+def test_two_frames_leave_no_target() -> None:
+    with pytest.raises(SceneDataError, match="at least 3"):
+        spread_choice(2, 45)
+
+
+def test_index_entries_may_be_single_or_null(tmp_path: Path) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"a": {"context": [0, 2], "target": [1]}, "b": None, "c": []}))
+    assert read_evaluation_index(path) == {"a": [FrameChoice((0, 2), (1,))]}
+
+
+@pytest.mark.parametrize("content", ["not json", "[1, 2]", '{"a": [{"context": [0, 1]}]}', '{"a": 3}'])
+def test_a_broken_index_is_named_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(content)
+    with pytest.raises(SceneDataError) as caught:
+        read_evaluation_index(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

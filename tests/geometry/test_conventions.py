@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import torch
+from nerfstudio.cameras.cameras import Cameras
+
+from lsplat_ns.geometry.conventions import (
+    cameras_from_re10k_rows,
+    intrinsics_norm_from_px,
+    intrinsics_px_from_norm,
+    opencv_from_opengl,
+    opengl_from_opencv,
+    z_up_rotation,
+)
+from lsplat_ns.geometry.rays import pixel_centers, world_rays
+from lsplat_ns.geometry.similarity import Similarity
+from lsplat_ns.geometry.trajectories import fly_through, poses_between
+
+
+def random_pose(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rotation, _ = torch.linalg.qr(torch.randn(3, 3, generator=generator))
+    rotation = rotation * torch.linalg.det(rotation)
+    pose = torch.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation, torch.randn(3, generator=generator)
+    return pose
+
+
+def test_our_rays_are_nerfstudios_rays() -> None:
+    pose = random_pose(1)
+    camera = Cameras(opengl_from_opencv(pose)[None, :3], fx=30.0, fy=28.0, cx=11.0, cy=9.5, width=20, height=18)
+    bundle = camera.generate_rays(camera_indices=0)
+    intrinsics = intrinsics_norm_from_px(*(torch.tensor(v) for v in (30.0, 28.0, 11.0, 9.5)), 20, 18)
+    points = pixel_centers(18, 20, pose).reshape(-1, 2)
+    origins, directions = world_rays(points, pose, intrinsics)
+    torch.testing.assert_close(directions.reshape(18, 20, 3), bundle.directions, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(origins.expand(360, 3).reshape(18, 20, 3), bundle.origins, atol=1e-6, rtol=1e-6)
+
+
+def test_axes_flip_there_and_back() -> None:
+    pose = random_pose(2)
+    torch.testing.assert_close(opencv_from_opengl(opengl_from_opencv(pose)), pose)
+    assert opencv_from_opengl(torch.eye(4, dtype=torch.int64)[:3]).dtype == torch.float32
+
+
+def test_intrinsics_go_to_pixels_and_back() -> None:
+    intrinsics = intrinsics_norm_from_px(*(torch.tensor(v) for v in (30.0, 28.0, 11.0, 9.5)), 20, 18)
+    pixels = intrinsics_px_from_norm(intrinsics, (18, 20))
+    assert [round(float(pixels[i, j]), 4) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2), (2, 2))] == [30, 28, 11, 9.5, 1]
+
+
+def test_a_re10k_row_holds_the_inverse_pose() -> None:
+    pose = random_pose(3)
+    row = torch.cat([torch.tensor([0.6, 0.9, 0.5, 0.5, 0, 0]), torch.linalg.inv(pose)[:3].flatten()])
+    poses, intrinsics = cameras_from_re10k_rows(row[None])
+    torch.testing.assert_close(poses[0], pose, atol=1e-5, rtol=1e-5)
+    assert intrinsics[0, 1, 1] == row[1]
+
+
+def test_scenes_are_turned_upright() -> None:
+    for seed in range(5):
+        pose = random_pose(seed)
+        up = z_up_rotation(pose[None]) @ -pose[:3, 1]
+        torch.testing.assert_close(up, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5, rtol=0)
+    upside_down = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    upside_down[:3, 1] = torch.tensor([0.0, 0.0, 1.0])
+    upside_down[:3, 2] = torch.tensor([0.0, 1.0, 0.0])
+    rotation = z_up_rotation(upside_down[None])
+    torch.testing.assert_close(rotation @ -upside_down[:3, 1], torch.tensor([0.0, 0.0, 1.0]))
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.tensor(1.0))
+
+
+def test_a_similarity_and_its_inverse_cancel() -> None:
+    pose = random_pose(4)
+    similarity = Similarity(2.5, pose[:3, :3], pose[:3, 3])
+    points = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    there = similarity.apply_to_points(points)
+    torch.testing.assert_close(similarity.inverse().apply_to_points(there), points, atol=1e-5, rtol=1e-5)
+    camera = random_pose(5)
+    again = similarity.inverse().apply_to_poses(similarity.apply_to_poses(camera))
+    torch.testing.assert_close(again, camera, atol=1e-5, rtol=1e-5)
+
+
+def test_covariances_move_like_the_points_they_describe() -> None:
+    pose = random_pose(6)
+    similarity = Similarity(0.7, pose[:3, :3], pose[:3, 3])
+    points = torch.randn(4000, 3, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 0.3, 2.0])
+    moved = similarity.apply_to_covariances(torch.cov(points.T))
+    torch.testing.assert_close(moved, torch.cov(similarity.apply_to_points(points).T), atol=1e-4, rtol=1e-4)
+
+
+def test_a_flight_starts_and_ends_at_its_first_camera_and_passes_the_second() -> None:
+    start, end = random_pose(7), random_pose(8)
+    path = fly_through(start, end, 40)
+    torch.testing.assert_close(path[0], start, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(path[20, :3, :3], end[:3, :3], atol=1e-4, rtol=1e-4)
+    steps = (path[1:, :3, 3] - path[:-1, :3, 3]).norm(dim=-1)
+    assert steps.max() < 0.35 * (end[:3, 3] - start[:3, 3]).norm()
+    rotations = path[:, :3, :3]
+    torch.testing.assert_close(rotations @ rotations.mT, torch.eye(3).expand_as(rotations), atol=1e-5, rtol=1e-5)
+
+
+def test_interpolating_equal_poses_stays_put() -> None:
+    pose = random_pose(9)
+    torch.testing.assert_close(poses_between(pose, pose, torch.tensor([0.0, 0.5, 1.0])), pose.expand(3, 4, 4))
