@@ -19,9 +19,9 @@
 Plain PyTorch: no nerfstudio, no logging, no optimizers. Read ``scene.py`` first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Optional
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from lsplat_ns.autoencoder import AutoencoderConfig, DiscriminatorConfig, PatchD
 from lsplat_ns.autoencoder.kl_autoencoder import resize_antialiased
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.encoder.encoder import Encoder, EncoderConfig
-from lsplat_ns.errors import ConfigError
+from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.rendering.splatting import SplattingConfig, splat
 from lsplat_ns.scene import Cameras, Gaussians, Rendering, VariationalGaussians, Views
 
@@ -71,6 +71,15 @@ class DecodedView:
     image: Tensor  # [b, t, 3, height, width], nominally in [0, 1], not clamped
 
 
+@dataclass(frozen=True)
+class FastParts:
+    """Functions that compute the same as the network's own parts, faster; None leaves a part as it is."""
+
+    encoder: Callable[..., VariationalGaussians] | None = None  # as Encoder.forward
+    decoder: Callable[[Tensor, Tensor | None], Tensor] | None = None  # as autoencoder.decode
+    values: Callable[..., Tensor] | None = None  # as rendering.splatting.values_seen_from
+
+
 class LatentSplat(nn.Module):
     """Encoder, splatting, and decoder. State-dict keys are those of the released checkpoints.
 
@@ -79,12 +88,18 @@ class LatentSplat(nn.Module):
         discriminator: Whether to hold a discriminator (training with adversarial losses).
     """
 
-    def __init__(self, config: Optional[LatentSplatConfig] = None, discriminator: bool = True) -> None:
+    def __init__(self, config: LatentSplatConfig | None = None, discriminator: bool = True) -> None:
         super().__init__()
         self.config = config or LatentSplatConfig()
         self.encoder = Encoder(self.config.encoder)
         self.autoencoder = build_autoencoder(self.config.autoencoder)
+        self.fast: FastParts | None = None
+        """Stand-ins used where no gradient is needed; see ``lsplat_ns.acceleration``."""
         self.discriminator = PatchDiscriminator(self.config.discriminator) if discriminator else None
+
+    @property
+    def _fast(self) -> FastParts:
+        return self.fast if self.fast is not None and not torch.is_grad_enabled() else FastParts()
 
     def render_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of splatted maps for an image size."""
@@ -101,8 +116,8 @@ class LatentSplat(nn.Module):
         *,
         step: int = 0,
         deterministic: bool = False,
-        generator: Optional[torch.Generator] = None,
-        depth_noise: Optional[Tensor] = None,
+        generator: torch.Generator | None = None,
+        depth_noise: Tensor | None = None,
     ) -> VariationalGaussians:
         """Predict the scene from its context views [b, v].
 
@@ -113,8 +128,10 @@ class LatentSplat(nn.Module):
             generator: Source of the depth samples.
             depth_noise: Recorded uniform numbers instead of draws, [b, v, rays, surfaces, samples].
         """
-        return self.encoder(
-            context, step=step, deterministic=deterministic, generator=generator, depth_noise=depth_noise
+        if depth_noise is None and not deterministic:
+            depth_noise = self.encoder.draw_depth_noise(context, generator)
+        return (self._fast.encoder or self.encoder)(
+            context, step=step, deterministic=deterministic, depth_noise=depth_noise
         )
 
     def render(
@@ -128,7 +145,9 @@ class LatentSplat(nn.Module):
     ) -> Rendering:
         """Splat Gaussians into maps of :meth:`render_size` for target cameras [b, t]."""
         size = self.render_size(image_size)
-        return splat(gaussians, cameras, size, self.config.splatting, color=color, features=features)
+        return splat(
+            gaussians, cameras, size, self.config.splatting, color=color, features=features, evaluate=self._fast.values
+        )
 
     def latent_distribution(self, rendering: Rendering) -> DiagonalGaussian:
         """Distribution of the latent map [b, t, c, h_r, w_r]: the rendered features, with variance 1 - alpha.
@@ -147,7 +166,7 @@ class LatentSplat(nn.Module):
         if self.config.autoencoder.skip_connections:
             skip = torch.cat([rendering.color.detach(), latent], 2) if self.config.autoencoder.skip_extra else latent
         z = resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling))
-        return self.autoencoder.decode(z, skip)
+        return (self._fast.decoder or self.autoencoder.decode)(z, skip)
 
     def view(
         self,
@@ -156,8 +175,8 @@ class LatentSplat(nn.Module):
         image_size: tuple[int, int],
         *,
         deterministic: bool = False,
-        generator: Optional[torch.Generator] = None,
-        latent_noise: Optional[Tensor] = None,
+        generator: torch.Generator | None = None,
+        latent_noise: Tensor | None = None,
     ) -> DecodedView:
         """Splat, draw the latent map and decode it: the novel views of target cameras [b, t].
 
@@ -168,7 +187,13 @@ class LatentSplat(nn.Module):
             deterministic: Take the mean latent instead of a sample.
             generator: Source of the latent noise.
             latent_noise: Recorded noise instead of draws, [b, t, c, h_r, w_r].
+
+        Raises:
+            ShapeMismatch: A side of the image is not a multiple of :attr:`size_multiple`.
         """
+        multiple = self.size_multiple
+        if any(side % multiple for side in image_size):
+            raise ShapeMismatch("views to decode", f"[b, t, 3, height and width multiples of {multiple}]", image_size)
         rendering = self.render(gaussians, cameras, image_size)
         distribution = self.latent_distribution(rendering)
         latent = distribution.mode() if deterministic else distribution.sample(generator, latent_noise)

@@ -2,10 +2,22 @@
 
 Methods (``ns-train <name>``)
 
-| name               | what                                                                          | needs          |
-|--------------------|-------------------------------------------------------------------------------|----------------|
-| latentsplat        | the published RealEstate10k model: DINO ViT-B/8, 256x256, GAN from step 125k   | a 40 GB GPU    |
-| latentsplat-tiny   | the same code with small networks, 64x64, nothing pretrained                   | a CPU          |
+| name                              | what                                                             | needs       |
+|-----------------------------------|------------------------------------------------------------------|-------------|
+| latentsplat                       | the published RealEstate10k model at 256x256, GAN from step 125k | a 40 GB GPU |
+| latentsplat-co3d-hydrant          | the published CO3D model: dataset units, wide target margins     | a 40 GB GPU |
+| latentsplat-co3d-teddybear        | the same for another category of objects                         | a 40 GB GPU |
+| latentsplat-co3d-hydrant-kl       | with a KL loss on features, for uncertainty maps                 | a 40 GB GPU |
+| latentsplat-co3d-teddybear-kl     | the same, gradients clipped at 0.05                              | a 40 GB GPU |
+| latentsplat-co3d-hydrant-det      | ablation: deterministic features, no GAN                         | a 40 GB GPU |
+| latentsplat-co3d-hydrant-no-var   | ablation: deterministic features                                 | a 40 GB GPU |
+| latentsplat-co3d-hydrant-no-gan   | ablation: no GAN                                                 | a 40 GB GPU |
+| latentsplat-co3d-hydrant-no-skip  | ablation: decoder without skip connections                       | a 40 GB GPU |
+| latentsplat-co3d-hydrant-no-extra | ablation: skip connections without colour                        | a 40 GB GPU |
+| latentsplat-co3d-hydrant-no-zero  | ablation: skip connections start at random                       | a 40 GB GPU |
+| latentsplat-tiny                  | the same code with small networks, 64x64, nothing pretrained     | a CPU       |
+
+The CO3D methods read re10k-data scenes.
 
 Dataparsers (``ns-train <method> <name>``)
 

@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "distributions", "scene"},
     {"geometry"},
     {"data", "encoder", "rendering", "autoencoder", "diffusion"},
-    {"losses", "latentsplat"},
+    {"losses", "latentsplat", "acceleration"},
     {"checkpoints", "evaluation"},
     {"plugin"},
     {"cli"},

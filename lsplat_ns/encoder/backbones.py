@@ -142,7 +142,8 @@ class VisionTransformer(nn.Module):
         if rows == columns == self.grid:
             return self.pos_embed
         first, rest = self.pos_embed[:, :1], self.pos_embed[:, 1:]
-        grid = rest.transpose(1, 2).unflatten(-1, (self.grid, self.grid))
+        # Contiguous: CUDA resamples the transposed view ten times more slowly.
+        grid = rest.transpose(1, 2).contiguous().unflatten(-1, (self.grid, self.grid))
         scale = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
         grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", recompute_scale_factor=False)
         return torch.cat([first, grid.flatten(2).transpose(1, 2)], dim=1)

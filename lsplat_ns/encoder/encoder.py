@@ -59,6 +59,8 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.network_dtype: torch.dtype | None = None
+        """Type that the networks run in (by autocast); geometry, depths and opacities stay float32. None: float32."""
         features = config.d_feature
         self.backbone = build_backbone([config.backbone, *config.more_backbones], config.d_backbone, config.scale)
         self.backbone_projection = nn.Sequential(nn.ReLU(), nn.Linear(config.d_backbone, features))
@@ -85,6 +87,12 @@ class Encoder(nn.Module):
         height, width = self._grid(size)
         samples = 1 if deterministic else self.config.gaussians.gaussians_per_pixel
         return views * height * width * self.config.depth.num_surfaces * samples
+
+    def draw_depth_noise(self, context: Views, generator: torch.Generator | None = None) -> Tensor:
+        """The uniform numbers [b, v, rays, surfaces, samples] that :meth:`forward` would draw for ``context``."""
+        height, width = self._grid(context.size)
+        counts = height * width, self.config.depth.num_surfaces, self.config.gaussians.gaussians_per_pixel
+        return torch.rand(*context.frame.shape, *counts, generator=generator, device=context.image.device)
 
     def forward(
         self,
@@ -114,7 +122,10 @@ class Encoder(nn.Module):
             ShapeMismatch: If an image side is not a multiple of ``size_multiple``.
         """
         grid = self._grid(context.size)
-        features = self._ray_features(context, trace)
+        dtype = self.network_dtype
+        with torch.autocast(context.image.device.type, dtype, enabled=dtype is not None):
+            features = self._ray_features(context, trace)
+        features = features.float()
         distribution = self.depth_predictor(features)
         if deterministic:
             draw = distribution.mode()

@@ -233,7 +233,8 @@ def sample_epipolar_lines(features: Tensor, cameras: Cameras, samples: int) -> E
         cameras: [b, v], near and far as distances along rays.
         samples: Number of samples per ray and other view.
 
-    The geometry is in float64: the encoding of the disparity magnifies its errors by up to 2 pi 2^9.
+    The geometry is in float64: the encoding of the disparity magnifies its errors by up to 2 pi 2^9. For the same
+    reason results are float32 even where the features are not.
     """
     batch, views, channels, height, width = features.shape
     other = other_views(views, features.device)
@@ -251,16 +252,16 @@ def sample_epipolar_lines(features: Tensor, cameras: Cameras, samples: int) -> E
     near, far = near[..., None], far[..., None]
     depth = depth.maximum(near).minimum(far)
     maps = features[:, other].reshape(-1, channels, height, width)
-    grid = (2 * points_xy - 1).to(features).reshape(len(maps), -1, samples, 2)
-    sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = (2 * points_xy - 1).float().reshape(len(maps), -1, samples, 2)
+    sampled = F.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     sampled = sampled.movedim(1, -1).unflatten(0, (batch, views, views - 1))
     return EpipolarSamples(
         features=sampled * segments.overlaps[..., None, None],
-        relative_disparity=relative_disparity_from_depth(depth, near, far).to(features),
-        points_xy=points_xy.to(features),
+        relative_disparity=relative_disparity_from_depth(depth, near, far).float(),
+        points_xy=points_xy.float(),
         overlaps=segments.overlaps,
-        origins=origins.to(features),
-        directions=directions.to(features),
+        origins=origins.float(),
+        directions=directions.float(),
     )
 
 

@@ -6,17 +6,17 @@ Source: latentSplat section 3.4 and spec section 7.4. The trainer sums the losse
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from lsplat_ns.autoencoder.kl_autoencoder import resize_antialiased
-from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.latentsplat import LatentSplat
-from lsplat_ns.losses.adversarial import adversarial_losses
-from lsplat_ns.losses.schedule import LossSchedule, StepPlan
+from lsplat_ns.losses.adversarial import AdversarialLosses, adversarial_losses
+from lsplat_ns.losses.schedule import GroupName, LossSchedule, StepPlan
 from lsplat_ns.losses.terms import (
     LossInputs,
     PerceptualFunction,
@@ -26,7 +26,7 @@ from lsplat_ns.losses.terms import (
     total,
     weighted_by_name,
 )
-from lsplat_ns.scene import Gaussians, Rendering, SceneBatch
+from lsplat_ns.scene import Rendering, SceneBatch, VariationalGaussians
 
 
 @dataclass(frozen=True)
@@ -70,50 +70,31 @@ def step_losses(
         perceptual: Distance behind "lpips" terms.
         generator: Source of all draws, on the batch's device.
         noise: Recorded numbers instead of draws.
+
+    Raises:
+        ConfigError: An lpips term is active and ``perceptual`` is None.
     """
-    noise = noise or StepNoise()
     plan = schedule.plan(step, network.config.autoencoder.color_in_skip)
-    predicted = network.encode(batch.context, step=step, generator=generator, depth_noise=noise.depth)
-    groups: dict[str, tuple[TermValue, ...]] = {}
-    groups["gaussian"] = evaluate_terms(
-        schedule.active("gaussian", step), LossInputs(posterior=predicted.features), perceptual
-    )
-    groups.update(_autoencoder_groups(network, batch, schedule, step, plan, perceptual, generator))
+    current = _Step(network, batch, schedule, step, plan, perceptual, generator, noise or StepNoise())
+    predicted = network.encode(batch.context, step=step, generator=generator, depth_noise=current.noise.depth)
+    groups = {"gaussian": current.evaluate("gaussian", LossInputs(posterior=predicted.features))}
+    groups.update(current.autoencoder_groups())
 
-    gaussians = predicted.sample(generator, noise.features) if plan.render_features else predicted.mode()
-    rendering, latent = _render(network, gaussians, batch, plan, generator, noise)
-    metrics: dict[str, Tensor] = {"gaussians": torch.tensor(float(predicted.count))}
+    rendering, latent = current.render(predicted)
+    groups.update(current.rendering_groups(rendering, latent))
+    metrics = {"gaussians": torch.tensor(float(predicted.count))}
     if rendering.color is not None:
-        truth = resize_antialiased(batch.target.image, network.config.render_scale)
-        inputs = LossInputs(rendering.color, truth)
-        groups["render_image"] = evaluate_terms(schedule.active("render_image", step), inputs, perceptual)
-        metrics["psnr_splat"] = _psnr(rendering.color, truth)
-    if schedule.active("render_latent", step):
-        truth = network.autoencoder.encode(batch.target.image).sample(generator)
-        inputs = LossInputs(resize_antialiased(latent, Fraction(1, network.config.encoder.supersampling)), truth)
-        groups["render_latent"] = evaluate_terms(schedule.active("render_latent", step), inputs, perceptual)
-    if schedule.depth.is_active(step):
-        groups["render_depth"] = (_depth_term(rendering, batch, schedule),)
+        metrics["psnr_splat"] = _psnr(rendering.color, current.low_resolution_truth)
 
-    decoded = None
-    adversarial: tuple[TermValue, ...] = ()
+    decoded, adversarial = None, ()
     if plan.decode:
         decoded = network.decode(rendering, latent)
-        inputs = LossInputs(decoded, batch.target.image)
-        groups["combined"] = evaluate_terms(schedule.active("combined", step), inputs, perceptual)
+        groups["combined"] = current.evaluate("combined", LossInputs(decoded, batch.target.image))
         metrics["psnr"] = _psnr(decoded, batch.target.image)
     if plan.discriminate:
-        last = network.autoencoder.last_layer
-        terms = adversarial_losses(
-            network.discriminator,
-            decoded,
-            batch.target.image,
-            total(groups["combined"]),
-            network.encoder.to_gaussians[1].weight if last is None else last,
-            schedule.adversarial,
-        )
-        adversarial = terms.values
-        metrics["adaptive_weight"] = terms.balance
+        judged = current.adversarial_losses(decoded, groups["combined"])
+        adversarial, metrics["adaptive_weight"] = judged.values, judged.balance
+
     losses = {}
     for name, values in groups.items():
         losses.update(weighted_by_name(name, values))
@@ -121,57 +102,79 @@ def step_losses(
     return StepLosses(losses, metrics, rendering.color, decoded)
 
 
-def _render(
-    network: LatentSplat,
-    gaussians: Gaussians,
-    batch: SceneBatch,
-    plan: StepPlan,
-    generator: torch.Generator | None,
-    noise: StepNoise,
-) -> tuple[Rendering, Tensor | None]:
-    """Rendered maps and the drawn latent map (None where the step needs no latents)."""
-    if not plan.render_features:
-        gaussians = replace(gaussians, feature_harmonics=None)
-    rendering = network.render(
-        gaussians, batch.target.cameras, batch.target.size, color=plan.render_color, features=plan.render_features
-    )
-    if not plan.render_features:
-        return rendering, None
-    return rendering, network.latent_distribution(rendering).sample(generator, noise.latent)
+@dataclass(frozen=True)
+class _Step:
+    """What all parts of one step share."""
 
+    network: LatentSplat
+    batch: SceneBatch
+    schedule: LossSchedule
+    step: int
+    plan: StepPlan
+    perceptual: PerceptualFunction | None
+    generator: torch.Generator | None
+    noise: StepNoise
 
-def _autoencoder_groups(
-    network: LatentSplat,
-    batch: SceneBatch,
-    schedule: LossSchedule,
-    step: int,
-    plan: StepPlan,
-    perceptual: PerceptualFunction | None,
-    generator: torch.Generator | None,
-) -> dict[str, tuple[TermValue, ...]]:
-    """Losses of the image autoencoder on its own, which no published experiment uses."""
-    groups = {}
-    for name, wanted, images in (
-        ("context_autoencoder", plan.encode_context, batch.context.image),
-        (
-            "target_autoencoder",
-            plan.encode_target and bool(schedule.active("target_autoencoder", step)),
-            batch.target.image,
-        ),
-    ):
-        if wanted:
-            posterior: DiagonalGaussian = network.autoencoder.encode(images)
-            decoded = network.autoencoder.decode(posterior.sample(generator))
-            groups[name] = evaluate_terms(
-                schedule.active(name, step), LossInputs(decoded, images, posterior), perceptual
-            )
-    return groups
+    def evaluate(self, group: GroupName, inputs: LossInputs) -> tuple[TermValue, ...]:
+        """The active terms of a group."""
+        return evaluate_terms(self.schedule.active(group, self.step), inputs, self.perceptual)
 
+    @property
+    def low_resolution_truth(self) -> Tensor:
+        """Target images at render size [b, t, 3, h_r, w_r]."""
+        return resize_antialiased(self.batch.target.image, self.network.config.render_scale)
 
-def _depth_term(rendering: Rendering, batch: SceneBatch, schedule: LossSchedule) -> TermValue:
-    cameras = batch.target.cameras
-    value = depth_smoothness(rendering.depth_z, cameras.near, cameras.far, batch.target.image, schedule.depth)
-    return TermValue("depth", value, schedule.depth.weight * value)
+    def autoencoder_groups(self) -> Iterator[tuple[GroupName, tuple[TermValue, ...]]]:
+        """Losses of the image autoencoder on its own, which no published experiment uses."""
+        for group, images in (
+            ("context_autoencoder", self.batch.context.image),
+            ("target_autoencoder", self.batch.target.image),
+        ):
+            if self.schedule.active(group, self.step):
+                posterior = self.network.autoencoder.encode(images)
+                decoded = self.network.autoencoder.decode(posterior.sample(self.generator))
+                yield group, self.evaluate(group, LossInputs(decoded, images, posterior))
+
+    def render(self, predicted: VariationalGaussians) -> tuple[Rendering, Tensor | None]:
+        """Rendered maps of the targets and the drawn latent map (None where the step needs no latents)."""
+        plan, target = self.plan, self.batch.target
+        gaussians = predicted.mode()
+        if plan.render_features:
+            gaussians = predicted.sample(self.generator, self.noise.features)
+        rendering = self.network.render(
+            gaussians, target.cameras, target.size, color=plan.render_color, features=plan.render_features
+        )
+        if not plan.render_features:
+            return rendering, None
+        return rendering, self.network.latent_distribution(rendering).sample(self.generator, self.noise.latent)
+
+    def rendering_groups(
+        self, rendering: Rendering, latent: Tensor | None
+    ) -> Iterator[tuple[str, tuple[TermValue, ...]]]:
+        """Losses on splatted colour, latents and depth."""
+        target = self.batch.target
+        if rendering.color is not None:
+            yield "render_image", self.evaluate("render_image", LossInputs(rendering.color, self.low_resolution_truth))
+        if self.schedule.active("render_latent", self.step):
+            z = resize_antialiased(latent, Fraction(1, self.network.config.encoder.supersampling))
+            truth = self.network.autoencoder.encode(target.image).sample(self.generator)
+            yield "render_latent", self.evaluate("render_latent", LossInputs(z, truth))
+        if self.plan.render_depth:
+            term, cameras = self.schedule.depth, target.cameras
+            value = depth_smoothness(rendering.depth_z, cameras.near, cameras.far, target.image, term)
+            yield "render_depth", (TermValue("depth", value, term.weight * value),)
+
+    def adversarial_losses(self, decoded: Tensor, combined: tuple[TermValue, ...]) -> AdversarialLosses:
+        """Generator and discriminator losses on the decoded images, balanced against the combined losses."""
+        last = self.network.autoencoder.last_layer
+        return adversarial_losses(
+            self.network.discriminator,
+            decoded,
+            self.batch.target.image,
+            total(combined),
+            self.network.encoder.to_gaussians[1].weight if last is None else last,
+            self.schedule.adversarial,
+        )
 
 
 def _psnr(prediction: Tensor, target: Tensor) -> Tensor:

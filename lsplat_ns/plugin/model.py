@@ -20,8 +20,10 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from lsplat_ns.acceleration import accelerate
+from lsplat_ns.checkpoints.exports import viewer_gaussians
+from lsplat_ns.checkpoints.pretrained import load_pretrained
 from lsplat_ns.errors import CheckpointMismatch
-from lsplat_ns.geometry.covariance import scales_and_quaternions
 from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, PerceptualDistance
 from lsplat_ns.losses.objective import step_losses
@@ -52,8 +54,12 @@ class LatentSplatModelConfig(ModelConfig):
     """Shorter side at which views are decoded before they are resized; by default that of training images."""
     refresh_every: int = 50
     """While training, the scene in the viewer is predicted anew every so many steps."""
-    sh_degree: tyro.conf.Suppress[int] = 0
-    """Exports carry view-independent colour: the original's harmonics are not those of other viewers."""
+    pretrained: Literal["auto", "require", "none"] = "require"
+    """Published weights to start from: auto takes what is on this machine, require wants all, none starts at random."""
+    acceleration: Literal["auto", "off", "mixed", "compiled"] = "auto"
+    """How a GPU draws views outside training. auto: compiled in a viewer, mixed precision elsewhere; off: float32."""
+    sh_degree: tyro.conf.Suppress[int] = 3
+    """Exports carry harmonics of this degree, in the basis of other viewers."""
     enable_collider: tyro.conf.Suppress[bool] = False
     collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
@@ -103,6 +109,8 @@ class LatentSplatModel(SplatfactoModel):
         """Fetch what only training needs. Raises MissingWeights if the perceptual network is absent."""
         if self.schedule.uses("lpips"):
             self._perceptual = PerceptualDistance()
+        for part, path in load_pretrained(self.network, self.config.pretrained).items():
+            CONSOLE.print(f"{part}: starts from {path}")
 
     def forward(self, batch: SceneBatch) -> Dict[str, Any]:
         """All losses of one step. Under DDP everything differentiable must happen here, inside the wrapped call."""
@@ -196,6 +204,20 @@ class LatentSplatModel(SplatfactoModel):
         finally:
             self.train(was_training)
 
+    def accelerate(self, in_viewer: bool) -> None:
+        """Make inference faster, as configured. For tools that do not train: weights are copied.
+
+        Args:
+            in_viewer: A viewer is worth compiling for; a tool that draws a few pictures is not.
+        """
+        wanted = self.config.acceleration
+        if wanted == "auto":
+            wanted = "compiled" if in_viewer else "mixed"
+        if wanted == "off" or self.device.type != "cuda":
+            return
+        accelerate(self.network, compiled=wanted == "compiled")
+        self._prediction = None
+
     # ------------------------------------------------------------------------------------------------- rendering
 
     @torch.no_grad()
@@ -268,32 +290,30 @@ class LatentSplatModel(SplatfactoModel):
     def gauss_params(self) -> Dict[str, Tensor]:
         """The Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
 
-        means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3].
+        means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3] and
+        features_rest [N, 15, 3] in the basis of other viewers.
         """
         prediction = self.prediction()
         if prediction is None:
             empty = torch.empty(0, 1, device=self.device)
             widths = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "features_dc": 3}
             params = {name: empty.expand(0, width) for name, width in widths.items()}
-            return {**params, "features_rest": torch.empty(0, 0, 3)}
+            return {**params, "features_rest": torch.empty(0, 15, 3, device=self.device)}
         if self._exported is None or self._exported[0] is not prediction:
             self._exported = (prediction, self._splatfacto_params(prediction))
         return self._exported[1]
 
     @torch.no_grad()
     def _splatfacto_params(self, prediction: PredictedScene) -> Dict[str, Tensor]:
-        gaussians = prediction.gaussians
         to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
-        covariances = to_nerfstudio.apply_to_covariances(gaussians.covariances[0])
-        scales, quaternions = scales_and_quaternions(covariances)
-        color = gaussians.color_harmonics[0, :, :, 0]
+        splats = viewer_gaussians(prediction.gaussians, to_nerfstudio, keep="all")
         return {
-            "means": to_nerfstudio.apply_to_points(gaussians.means[0]),
-            "scales": scales.clamp_min(1e-12).log(),
-            "quats": quaternions,
-            "opacities": torch.logit(gaussians.opacities[0], eps=1e-6)[:, None],
-            "features_dc": color,
-            "features_rest": color.new_zeros(len(color), 0, 3),
+            "means": splats.means,
+            "scales": splats.log_scales,
+            "quats": splats.quaternions_wxyz,
+            "opacities": splats.opacity_logits[:, None],
+            "features_dc": splats.harmonics[:, :, 0],
+            "features_rest": splats.harmonics[:, :, 1:].mT.contiguous(),
         }
 
     @property

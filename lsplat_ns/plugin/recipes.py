@@ -3,7 +3,12 @@
 Source of the published numbers: spec sections 0, 2.4, 3 and 7.
 """
 
+from copy import deepcopy
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Dict, Mapping
+
 from nerfstudio.configs.base_config import LoggingConfig, ViewerConfig
+from nerfstudio.plugins.types import MethodSpecification
 
 from lsplat_ns.autoencoder import AutoencoderConfig, DiscriminatorConfig
 from lsplat_ns.data.batches import PreparationConfig
@@ -13,6 +18,7 @@ from lsplat_ns.encoder.depth_head import DepthHeadConfig
 from lsplat_ns.encoder.encoder import EncoderConfig
 from lsplat_ns.encoder.epipolar_transformer import EpipolarTransformerConfig, ImageSelfAttentionConfig
 from lsplat_ns.encoder.gaussian_head import GaussianHeadConfig
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.latentsplat import LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, LossTerm
 from lsplat_ns.losses.adversarial import AdversarialConfig
@@ -48,8 +54,61 @@ def published_trainer(method_name: str) -> LatentSplatTrainerConfig:
     )
 
 
+def co3d_trainer(method_name: str) -> LatentSplatTrainerConfig:
+    """The CO3D experiments of the paper: wide baselines around an object, in the units of the data.
+
+    Whether a video is circular, its data say.
+    """
+    config = published_trainer(method_name)
+    config.pipeline.datamanager = LatentSplatDataManagerConfig(
+        dataparser=Re10kDataParserConfig(context_gap=25),
+        preparation=PreparationConfig(baseline_to_one=False),
+        sampling=ViewSamplingConfig(min_gap=16, max_gap=25, initial_min_gap=8, initial_max_gap=18, target_margin=100),
+        context_gap=25,
+    )
+    return config
+
+
+KL: Dict[str, Any] = {"pipeline.model.schedule.gaussian": (LossTerm("kl", 0.1),)}
+"""Features are pulled towards the standard normal, from the first step."""
+NO_GAN: Dict[str, Any] = {"pipeline.model.schedule.adversarial.loss": "none"}
+"""No discriminator."""
+NO_VAR: Dict[str, Any] = {"pipeline.model.network.encoder.gaussians.variational": "none"}
+"""Plain features per Gaussian instead of distributions."""
+
+
+def variant(base: LatentSplatTrainerConfig, name: str, why: str, changes: Mapping[str, Any]) -> MethodSpecification:
+    """A method that differs from another one in the stated options only.
+
+    Args:
+        base: Left unchanged.
+        name: Name of the new method.
+        why: What it is for; its description.
+        changes: New values by option, named as on the command line with dots ("pipeline.model.perceptual").
+
+    Raises:
+        ConfigError: If there is no such option.
+    """
+    config = deepcopy(base)
+    for option, value in {"method_name": name, **changes}.items():
+        config = _changed(config, option.split("."), value, option)
+    return MethodSpecification(config=config, description=why)
+
+
+def _changed(config: Any, path: list[str], value: Any, option: str) -> Any:
+    """A copy of a configuration (nested dataclasses and dicts) with one option changed."""
+    names = config if isinstance(config, Mapping) else {f.name for f in fields(config)} if is_dataclass(config) else ()
+    first, *rest = path
+    if first not in names:
+        raise ConfigError(f"no option {option}: {type(config).__name__} has no {first}")
+    if rest:
+        inner = config[first] if isinstance(config, Mapping) else getattr(config, first)
+        value = _changed(inner, rest, value, option)
+    return {**config, first: value} if isinstance(config, Mapping) else replace(config, **{first: value})
+
+
 def tiny_networks() -> LatentSplatConfig:
-    """Small networks with every part of the published ones; about one million parameters."""
+    """Small networks with every part of the published ones; about three million parameters."""
     return LatentSplatConfig(
         encoder=EncoderConfig(
             backbone=BackboneConfig(width=96, depth=4, heads=3, patch_size=8, pretraining_grid=8),
@@ -108,6 +167,7 @@ def tiny_trainer(method_name: str) -> LatentSplatTrainerConfig:
             adversarial=AdversarialConfig(starts_at_step=2000),
         ),
         perceptual="none",
+        pretrained="none",
     )
     config.optimizers = {
         "generator": {

@@ -12,6 +12,7 @@ import torch
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from lsplat_ns.checkpoints.pretrained import check_pretrained
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.plugin.captures import video_from_dataparser
 from lsplat_ns.plugin.dataparsers import Re10kDataParser
@@ -76,7 +77,11 @@ class LatentSplatTrainerConfig(TrainerConfig):
             CONSOLE.print(
                 "No CUDA device: training on the CPU. The published model needs a GPU; latentsplat-tiny does not."
             )
+            if "OMP_WAIT_POLICY" not in os.environ:
+                CONSOLE.print("Where other programs are busy, OMP_WAIT_POLICY=PASSIVE makes it many times faster.")
             self.machine.device_type = "cpu"
+        if self.load_dir is not None or self.load_checkpoint is not None:
+            self.pipeline.model.pretrained = "none"  # all weights come from the checkpoint
         with one_line_errors():
             return super().setup(**kwargs)
 
@@ -94,6 +99,9 @@ class LatentSplatTrainerConfig(TrainerConfig):
                 raise CheckpointMismatch(f"no checkpoint at {path}")
         if self.load_dir is not None and not checkpoint_steps(self.load_dir):
             raise CheckpointMismatch(f"{self.load_dir} holds no step-*.ckpt; pass a run's nerfstudio_models folder")
+        model = self.pipeline.model
+        if model.pretrained == "require" and self.load_dir is None and self.load_checkpoint is None:
+            check_pretrained(model.network, model.schedule.uses_discriminator)
         port = self.viewer.websocket_port
         if self.is_viewer_enabled() and port is not None and not is_port_free(port):
             raise ConfigError(f"port {port} is in use; choose another with --viewer.websocket-port")

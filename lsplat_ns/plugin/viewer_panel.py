@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
+from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.geometry.conventions import opencv_from_opengl
+from lsplat_ns.geometry.trajectories import poses_between
 
 if TYPE_CHECKING:
     from nerfstudio.viewer.viewer import Viewer
+    from viser import ClientHandle
 
     from lsplat_ns.plugin.model import LatentSplatModel
 
 SECONDS_AT_REST = 0.25
 """A camera that has not moved for so long is at rest: its picture is decoded."""
-FAST_ENOUGH_SECONDS = 1 / 30
-"""A decoded frame that takes less than this is shown while the camera moves, too."""
+VISER_NERFSTUDIO_SCALE_RATIO = 10.0
+"""nerfstudio draws its world ten times larger in viser."""
+ORBIT_BASELINES = 2.0
+"""Distance of the point that the first camera orbits, in context baselines."""
 
 
 class ViewerPanel(ViewerControl):
@@ -43,6 +51,8 @@ class ViewerPanel(ViewerControl):
                 f"error: {ConfigError(f'port {wanted} is in use; choose another with --viewer.websocket-port')}"
             )
         super()._setup(viewer)
+        if viewer.trainer is None:
+            self._warm_up()
         gui = viewer.viser_server.gui
         with gui.add_folder("latentSplat"):
             self._scene_text = gui.add_text("Scene", initial_value=self._scene_name(), hint="Scene id or number")
@@ -56,10 +66,22 @@ class ViewerPanel(ViewerControl):
             self._seed = gui.add_number("Seed", initial_value=self.model.config.scene_seed, step=1, min=0)
             self._always_decode = gui.add_checkbox("Decode while moving", initial_value=False)
             self._status = gui.add_markdown("")
+        viewer.viser_server.on_client_connect(self._stand_in_scene)
         self._scene_text.on_update(lambda event: self._wish(self._scene_text.value) if event.client else None)
         self._step_buttons.on_click(lambda _: self._step(1 if self._step_buttons.value == "next" else -1))
         self._mode.on_update(lambda _: self._redraw())
         self._seed.on_update(lambda _: self._redraw())
+
+    def _warm_up(self) -> None:
+        """Compile what a GPU draws with before the first browser waits for it."""
+        self.model.accelerate(in_viewer=True)
+        if self.model.device.type != "cuda" or self.model.active_scene is None:
+            return
+        scene = self.model.active_scene
+        with CONSOLE.status(
+            "Preparing fast drawing (half a minute the first time; --pipeline.model.acceleration mixed skips it)"
+        ):
+            self.model.get_outputs_for_camera(scene.nerfstudio_cameras(scene.choice.context[:1]))
 
     def should_decode(self) -> bool:
         """Whether the next frame is worth decoding: always, unless the camera moves in a slow viewer."""
@@ -97,6 +119,27 @@ class ViewerPanel(ViewerControl):
         viewer.camera_handles.clear()
         datamanager = viewer.pipeline.datamanager
         viewer.init_scene(datamanager.train_dataset, viewer.train_btn_state, datamanager.eval_dataset)
+        for client in viewer.viser_server.get_clients().values():
+            self._stand_in_scene(client)
+
+    def _stand_in_scene(self, client: ClientHandle) -> None:
+        """Put a browser's camera between the context views, looking where they look.
+
+        Not into one of them: there the photo on its frustum would hide the prediction.
+        """
+        scene = self.model.active_scene
+        if scene is None:
+            return
+        cameras = scene.nerfstudio_cameras(scene.choice.context)
+        poses = opencv_from_opengl(cameras.camera_to_worlds)
+        pose = poses_between(poses[0], poses[-1], torch.tensor([0.5]))[0].double().numpy()
+        baseline = float((poses[0, :3, 3] - poses[-1, :3, 3]).norm())
+        position = pose[:3, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+        with client.atomic():
+            client.camera.up_direction = (0.0, 0.0, 1.0)
+            client.camera.position = position
+            client.camera.look_at = position + pose[:3, 2] * ORBIT_BASELINES * baseline * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.fov = 2 * math.atan(float(cameras.height[0] / cameras.fy[0]) / 2)
 
     def _redraw(self) -> None:
         """Draw the scene again with the chosen mode and seed."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -123,7 +124,7 @@ class _Plan:
             return
         limits = torch.arange(0, int(total[-1]), LIST_LENGTH, device=total.device)[1:]
         bounds = [0, *torch.searchsorted(total, limits).tolist(), len(total)]
-        yield from ((first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last)
+        yield from ((first, last) for first, last in pairwise(bounds) if first < last)
 
     def block_lists(self, first: int, last: int, open_blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Lists of the Gaussians first ... last - 1 that reach each open block, in their order.
@@ -167,7 +168,7 @@ class _Composite(torch.autograd.Function):
     """[blocks, C + 1, pixels] from per-Gaussian tensors."""
 
     @staticmethod
-    def forward(ctx, means: Tensor, conics: Tensor, opacities: Tensor, values: Tensor, plan: _Plan) -> Tensor:  # noqa: D102
+    def forward(ctx, means: Tensor, conics: Tensor, opacities: Tensor, values: Tensor, plan: _Plan) -> Tensor:
         table = _table(means, conics, opacities, values)
         centres, monomials = plan.centres(table), plan.monomials(table)
         transmittance = plan.inside(centres, monomials)
@@ -186,7 +187,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, image_gradient: Tensor):  # noqa: D102
+    def backward(ctx, image_gradient: Tensor):
         means, conics, opacities, values = ctx.saved_tensors
         plan: _Plan = ctx.plan
         table = _table(means, conics, opacities, values)

@@ -229,7 +229,7 @@ class StandInGsplat:
     def __init__(self) -> None:
         self.calls = []
 
-    def rasterization(self, means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):  # noqa: N803, PLR0913
+    def rasterization(self, means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
         self.calls.append((colors.shape[-1], means.requires_grad, options["render_mode"], options["near_plane"]))
         assert quats is None
         assert scales is None
@@ -243,9 +243,11 @@ class StandInGsplat:
 def stand_in(monkeypatch):
     module = StandInGsplat()
     monkeypatch.setattr(gsplat_adapter, "_gsplat", lambda: module)
-    monkeypatch.setattr(
-        splatting, "rasterize_in_pytorch", lambda *a, rules, **k: gsplat_adapter.rasterize_with_gsplat(*a, **k)
-    )
+
+    def without_rules(*inputs, rules, **options):
+        return gsplat_adapter.rasterize_with_gsplat(*inputs, **options)
+
+    monkeypatch.setattr(splatting, "rasterize_in_pytorch", without_rules)
     return module
 
 

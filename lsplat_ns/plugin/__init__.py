@@ -1,0 +1,1 @@
+"""The nerfstudio plugin: the only part of the package that knows nerfstudio."""

@@ -1,0 +1,46 @@
+"""``lsplat export``: the active scene of a run as a file."""
+
+from pathlib import Path
+from typing import Optional
+
+from lsplat_ns.checkpoints.exports import write_npz, write_ply, write_splat
+from lsplat_ns.errors import ConfigError, SceneDataError
+
+WRITERS = (".ply", ".splat", ".npz")
+
+
+def export_scene(config: Path, output: Path, *, scene: Optional[str] = None, keep_faint: bool = False) -> int:
+    """Predict the active scene of a run and write it in nerfstudio's frame, as ``ns-export`` does.
+
+    Args:
+        config: The run's config.yml, or its folder.
+        output: File ending in .ply, .splat or .npz. An npz keeps the network's frame, and the way to nerfstudio's.
+        scene: Id or number of another scene.
+        keep_faint: Write Gaussians too faint to be drawn into a PLY, too.
+
+    Returns:
+        Number of Gaussians written.
+
+    Raises:
+        ConfigError: If there is no such run or format.
+        SceneDataError: If there is no such scene.
+    """
+    from nerfstudio.utils.eval_utils import eval_setup
+
+    config = config / "config.yml" if config.is_dir() else config
+    if not config.is_file():
+        raise ConfigError(f"no run at {config}; pass a run's folder or its config.yml")
+    if output.suffix not in WRITERS:
+        raise ConfigError(f"--output must end in {', '.join(WRITERS)}, not {output.name!r}")
+    _, pipeline, _, _ = eval_setup(config, test_mode="inference")
+    if scene is not None:
+        pipeline.set_scene(scene)
+    prediction = pipeline.model.prediction()
+    if prediction is None:
+        raise SceneDataError(f"the run at {config} has no scene to export")
+    to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
+    if output.suffix == ".npz":
+        return write_npz(output, prediction.distribution, to_nerfstudio)
+    if output.suffix == ".splat":
+        return write_splat(output, prediction.gaussians, to_nerfstudio)
+    return write_ply(output, prediction.gaussians, to_nerfstudio, keep="finite" if keep_faint else "visible")

@@ -1,0 +1,199 @@
+"""``lsplat import``: a checkpoint of the original code becomes a run that nerfstudio's commands open."""
+
+import json
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Dict, List, Optional, Tuple
+
+import torch
+import yaml
+from torch import Tensor
+
+from lsplat_ns.checkpoints.architecture import Architecture, differences, infer_architecture
+from lsplat_ns.checkpoints.state_dicts import LISTED
+from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint, sha256
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
+from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
+
+FINISHED_STEPS = 200_001
+"""Steps of a published training; taken for files that do not say."""
+PROVENANCE = "provenance.json"
+"""File beside config.yml that tells where the weights came from."""
+PREFERRED = "latentsplat"
+"""Where several methods have the network of a file, this one is taken unless another is stated."""
+
+
+@dataclass
+class ImportedRunConfig(LatentSplatTrainerConfig):
+    """A run whose folder is any path, not output_dir/experiment_name/method_name/timestamp."""
+
+    run_folder: Path = field(default_factory=Path)
+    """The run's folder, absolute."""
+
+    def get_base_dir(self) -> Path:
+        """The run's folder."""
+        return self.run_folder
+
+
+@dataclass(frozen=True)
+class ImportedRun:
+    """What an import made."""
+
+    folder: Path
+    method: str
+    also_fitting: Tuple[str, ...]  # other methods with the same network; shapes do not tell them apart
+    steps_done: int
+
+    @property
+    def config(self) -> Path:
+        """The file to pass to nerfstudio's ``--load-config``."""
+        return self.folder / "config.yml"
+
+
+def import_checkpoint(
+    checkpoint: Path,
+    output: Path,
+    *,
+    data: Optional[Path] = None,
+    method: Optional[str] = None,
+    steps_done: Optional[int] = None,
+) -> ImportedRun:
+    """Write a run folder for a Lightning checkpoint (or bare state dict) of the original.
+
+    The folder appears whole or not at all. It holds weights without optimizer state: training continues from it with
+    fresh optimizers and a new warm-up.
+
+    Args:
+        checkpoint: The original's file. Nothing in it is executed.
+        output: The run folder to make; must not exist, or be empty.
+        data: Scenes to look at: RealEstate10k chunks, or a capture with a transforms.json. By default the method's.
+        method: Registered method that the weights belong to. By default one that has their network.
+        steps_done: Training steps behind the weights. By default what the file says, else a finished training.
+
+    Raises:
+        CheckpointMismatch: If the file is unsafe, damaged, or fits neither the stated method nor any network.
+        ConfigError: If the method is unknown or the output folder is in use.
+        SceneDataError: If ``data`` is neither kind of dataset.
+    """
+    folder = output.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{output} exists and is not an empty folder; choose another with --output")
+    source = UpstreamCheckpoint.read(checkpoint)
+    name, architecture, also_fitting = _recognise(source, method)
+    weights = source.weights_for(architecture)
+    if steps_done is None:
+        steps_done = FINISHED_STEPS if source.steps_done is None else source.steps_done
+    config = _run_config(folder, name, architecture, data)
+    provenance = {
+        "source": checkpoint.name,
+        "sha256": sha256(checkpoint),
+        "method": name,
+        "also_fitting": also_fitting,
+        "steps_done": steps_done,
+        "parameters": sum(value.numel() for value in weights.values()),
+        "optimizer_state": "not imported",
+        "converter": f"lsplat-ns {version('lsplat-ns')}",
+        "imported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    _write_run(folder, config, weights, steps_done, provenance)
+    return ImportedRun(folder, name, tuple(also_fitting), steps_done)
+
+
+def _methods() -> Dict[str, LatentSplatTrainerConfig]:
+    """Registered latentSplat methods, the preferred one first."""
+    from nerfstudio.configs.method_configs import all_methods
+
+    found = {name: config for name, config in all_methods.items() if isinstance(config, LatentSplatTrainerConfig)}
+    return dict(sorted(found.items(), key=lambda item: (item[0] != PREFERRED, item[0])))
+
+
+def _recognise(source: UpstreamCheckpoint, stated: Optional[str]) -> Tuple[str, Architecture, List[str]]:
+    """The method, its network as the file has it, and other methods with the same network."""
+    methods = _methods()
+    if stated is not None:
+        if stated not in methods:
+            raise ConfigError(f"no method {stated!r}; --variant takes one of {', '.join(methods)}")
+        wanted = _architecture_of(methods[stated])
+        found = infer_architecture(source.shapes, wanted.network)
+        contradictions = differences(wanted, found)
+        if contradictions:
+            more = f"; and {len(contradictions) - LISTED} more" if len(contradictions) > LISTED else ""
+            raise CheckpointMismatch(f"{source.path} is no {stated}. {'; '.join(contradictions[:LISTED])}{more}")
+        return stated, found, []
+    fitting = [name for name, config in methods.items() if _fits(source, _architecture_of(config))]
+    if fitting:
+        return fitting[0], _architecture_of(methods[fitting[0]]), fitting[1:]
+    return PREFERRED, infer_architecture(source.shapes, methods[PREFERRED].pipeline.model.network), []
+
+
+def _architecture_of(config: LatentSplatTrainerConfig) -> Architecture:
+    model = config.pipeline.model
+    return Architecture(model.network, model.schedule.uses_discriminator)
+
+
+def _fits(source: UpstreamCheckpoint, candidate: Architecture) -> bool:
+    try:
+        return infer_architecture(source.shapes, candidate.network) == candidate
+    except CheckpointMismatch:
+        return False
+
+
+def _run_config(folder: Path, name: str, architecture: Architecture, data: Optional[Path]) -> ImportedRunConfig:
+    """The method's configuration with the network of the file, for a run in ``folder``."""
+    base = deepcopy(_methods()[name])
+    values = {key: getattr(base, key) for key in LatentSplatTrainerConfig.__dataclass_fields__}
+    config = ImportedRunConfig(**values, run_folder=folder)
+    config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "imported"
+    model = config.pipeline.model
+    model.network = architecture.network
+    if model.schedule.uses_discriminator and not architecture.has_discriminator:
+        model.schedule = replace(model.schedule, adversarial=replace(model.schedule.adversarial, loss="none"))
+    datamanager = config.pipeline.datamanager
+    if data is not None:
+        datamanager.dataparser = _dataparser(data.expanduser().resolve(), datamanager.dataparser)
+    config.data = datamanager.data = datamanager.dataparser.data.absolute()
+    datamanager.dataparser.data = config.data
+    return config
+
+
+def _dataparser(data: Path, chunked):
+    """The dataparser config for a dataset: that of the method for chunks, nerfstudio's for captures."""
+    if (data / "transforms.json").is_file() or data.suffix == ".json":
+        from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+        return NerfstudioDataParserConfig(data=data)
+    if any((data / split / "index.json").is_file() for split in ("test", "train")):
+        return replace(chunked, data=data)
+    raise SceneDataError(
+        f"{data} holds neither test/index.json (RealEstate10k chunks) nor transforms.json (a capture); correct --data"
+    )
+
+
+def _write_run(
+    folder: Path, config: ImportedRunConfig, weights: Dict[str, Tensor], steps_done: int, provenance: dict
+) -> None:
+    """Write everything beside the run folder, then rename."""
+    step = max(steps_done - 1, 0)  # nerfstudio names a checkpoint after the last step that was done
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    # A model's device marker is part of its state; the rest is what the network holds.
+    pipeline = {"_model.device_indicator_param": torch.empty(0)}
+    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
+    state = {"step": step, "pipeline": pipeline, "optimizers": {}, "schedulers": {}, "scalers": {}}
+    try:
+        checkpoints = partial / config.relative_model_dir
+        checkpoints.mkdir(parents=True)
+        torch.save(state, checkpoints / f"step-{step:09d}.ckpt")
+        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        (partial / "config.yml").write_text(yaml.dump(config))
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise LsplatError(f"could not write {folder}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
