@@ -130,9 +130,8 @@ class LatentSplat(nn.Module):
         """
         if depth_noise is None and not deterministic:
             depth_noise = self.encoder.draw_depth_noise(context, generator)
-        return (self._fast.encoder or self.encoder)(
-            context, step=step, deterministic=deterministic, depth_noise=depth_noise
-        )
+        encoder = self.encoder if self._fast.encoder is None else self._fast.encoder
+        return encoder(context, step=step, deterministic=deterministic, depth_noise=depth_noise)
 
     def render(
         self,
@@ -166,7 +165,8 @@ class LatentSplat(nn.Module):
         if self.config.autoencoder.skip_connections:
             skip = torch.cat([rendering.color.detach(), latent], 2) if self.config.autoencoder.skip_extra else latent
         z = resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling))
-        return (self._fast.decoder or self.autoencoder.decode)(z, skip)
+        decode = self.autoencoder.decode if self._fast.decoder is None else self._fast.decoder
+        return decode(z, skip)
 
     def view(
         self,
