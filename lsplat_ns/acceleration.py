@@ -22,7 +22,7 @@ WARM_UP_CALLS = 3
 
 
 class FastDecoder:
-    """A copy of the autoencoder's decoder in float16, channels last, with one CUDA graph per input shape.
+    """A copy of the autoencoder's decoder in float16, with one CUDA graph per input shape.
 
     Weights are copied on construction: make a new one when they change. Falls back to the float32 decoder for good if
     a result is not finite (float16 overflows beyond 65504).
@@ -34,7 +34,9 @@ class FastDecoder:
 
     def __init__(self, autoencoder: nn.Module, compiled: bool) -> None:
         self._exact = autoencoder
-        self._fast = copy.deepcopy(autoencoder).to(DECODER_DTYPE).to(memory_format=torch.channels_last).eval()
+        self._fast = copy.deepcopy(autoencoder).to(DECODER_DTYPE).eval()
+        if compiled:  # without fused normalisation, channels last costs more than it saves
+            self._fast = self._fast.to(memory_format=torch.channels_last)
         for unused in ("encoder", "quant_conv"):
             setattr(self._fast.model, unused, nn.Identity())
         self._decode = torch.compile(self._fast.decode, dynamic=True) if compiled else self._fast.decode

@@ -23,12 +23,17 @@ LATENT_TO_COLOR = ((0.30, 0.19, 0.21), (0.19, 0.29, 0.17), (-0.16, 0.19, 0.26), 
 """A fixed map of four latent channels to colour; a fitted one (PCA) would flicker from frame to frame."""
 
 
+LONGEST_SIDES = 4
+"""A picture is decoded at this many times the shorter training side at most."""
+
+
 def decoding_size(size: tuple[int, int], short_side: int, multiple: int) -> tuple[int, int]:
     """The size at which a picture of ``size`` (height, width) is decoded: near ``short_side``, in whole multiples.
 
     Intrinsics are normalised, so a slightly different aspect ratio is undone exactly by resizing.
     """
-    factor = short_side / min(size)
+    # A sliver, as nerfstudio asks for in its first moments, would become a huge picture.
+    factor = min(short_side / min(size), LONGEST_SIDES * short_side / max(size))
     return tuple(max(multiple, round(length * factor / multiple) * multiple) for length in size)
 
 

@@ -57,7 +57,7 @@ class LatentSplatModelConfig(ModelConfig):
     pretrained: Literal["auto", "require", "none"] = "require"
     """Published weights to start from: auto takes what is on this machine, require wants all, none starts at random."""
     acceleration: Literal["auto", "off", "mixed", "compiled"] = "auto"
-    """How a GPU draws views outside training. auto: compiled in a viewer, mixed precision elsewhere; off: float32."""
+    """How a GPU works outside training. auto is mixed precision; compiled is faster after a minute; off is float32."""
     sh_degree: tyro.conf.Suppress[int] = 3
     """Exports carry harmonics of this degree, in the basis of other viewers."""
     enable_collider: tyro.conf.Suppress[bool] = False
@@ -204,19 +204,10 @@ class LatentSplatModel(SplatfactoModel):
         finally:
             self.train(was_training)
 
-    def accelerate(self, in_viewer: bool) -> None:
-        """Make inference faster, as configured. For tools that do not train: weights are copied.
-
-        Args:
-            in_viewer: A viewer is worth compiling for; a tool that draws a few pictures is not.
-        """
-        wanted = self.config.acceleration
-        if wanted == "auto":
-            wanted = "compiled" if in_viewer else "mixed"
-        if wanted == "off" or self.device.type != "cuda":
-            return
-        accelerate(self.network, compiled=wanted == "compiled")
-        self._prediction = None
+    def accelerate(self) -> None:
+        """Make inference faster, as configured. For tools that do not train: weights are copied."""
+        if self.config.acceleration != "off":
+            accelerate(self.network, compiled=self.config.acceleration == "compiled")
 
     # ------------------------------------------------------------------------------------------------- rendering
 

@@ -113,7 +113,7 @@ class LatentSplatPipeline(VanillaPipeline):
             self.model.update_to_step(step)
             self.load_state_dict(state)
         if self.test_mode != "val":
-            self.model.accelerate(in_viewer=False)
+            self.model.accelerate()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: Optional[bool] = None) -> None:
         """Load the model's part of a checkpoint, also one written under DDP.

@@ -73,14 +73,11 @@ class ViewerPanel(ViewerControl):
         self._seed.on_update(lambda _: self._redraw())
 
     def _warm_up(self) -> None:
-        """Compile what a GPU draws with before the first browser waits for it."""
-        self.model.accelerate(in_viewer=True)
-        if self.model.device.type != "cuda" or self.model.active_scene is None:
-            return
+        """Compile before the first browser waits for it."""
         scene = self.model.active_scene
-        with CONSOLE.status(
-            "Preparing fast drawing (half a minute the first time; --pipeline.model.acceleration mixed skips it)"
-        ):
+        if self.model.config.acceleration != "compiled" or self.model.device.type != "cuda" or scene is None:
+            return
+        with CONSOLE.status("Compiling, a minute or two the first time (--pipeline.model.acceleration mixed skips it)"):
             self.model.get_outputs_for_camera(scene.nerfstudio_cameras(scene.choice.context[:1]))
 
     def should_decode(self) -> bool:
