@@ -59,7 +59,9 @@ def rescale_and_crop(image: np.ndarray, target: tuple[int, int]) -> np.ndarray:
 
 def image_tensor(image: np.ndarray) -> Tensor:
     """uint8 [height, width, 3] as float32 [3, height, width] in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1).float() / 255
+    return (
+        torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    )  # a copy: decoders hand out read-only arrays
 
 
 def mirror(image: Tensor, world_from_camera: Tensor, intrinsics_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:

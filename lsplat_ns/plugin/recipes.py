@@ -108,7 +108,7 @@ def _changed(config: Any, path: list[str], value: Any, option: str) -> Any:
 
 
 def tiny_networks() -> LatentSplatConfig:
-    """Small networks with every part of the published ones; about three million parameters."""
+    """Small networks with every part of the published ones; about two million parameters."""
     return LatentSplatConfig(
         encoder=EncoderConfig(
             backbone=BackboneConfig(width=96, depth=4, heads=3, patch_size=8, pretraining_grid=8),
@@ -128,10 +128,10 @@ def tiny_networks() -> LatentSplatConfig:
             ),
             depth=DepthHeadConfig(num_depth_buckets=32),
             gaussians=GaussianHeadConfig(gaussians_per_pixel=2),
-            autoencoder_downscale=4,
-            supersampling=4,
+            autoencoder_downscale=2,
+            supersampling=2,
         ),
-        autoencoder=AutoencoderConfig(block_out_channels=(32, 64, 64), layers_per_block=1, norm_groups=8),
+        autoencoder=AutoencoderConfig(block_out_channels=(32, 32), layers_per_block=1, norm_groups=8),
         discriminator=DiscriminatorConfig(width=16, halvings=2),
     )
 

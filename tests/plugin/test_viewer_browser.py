@@ -87,19 +87,21 @@ def test_a_browser_shows_the_scene_and_follows_the_camera(trained: Run, tmp_path
         page.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
         page.get_by_text("latentSplat").first.wait_for(timeout=60_000)
         # A scene is a picture with structure; the empty page is one flat colour.
-        first = wait_for(page, lambda shot: shot.std() > 15)
+        wait_for(page, lambda shot: shot.std() > 15)
         time.sleep(3)
-        first = picture(page)
+        first, again = picture(page), picture(page)
+        assert np.abs(first - again).mean() < 0.2  # a camera at rest shows a picture at rest
         page.screenshot(path=keep / "viewer_first.png")
-        page.mouse.move(280, 360)
+        page.mouse.move(200, 360)
         page.mouse.down()
-        page.mouse.move(340, 380, steps=6)
+        page.mouse.move(480, 420, steps=8)
         page.mouse.up()
-        wait_for(page, lambda shot: np.abs(shot - first).mean() > 3)
-        time.sleep(2)
+        wait_for(page, lambda shot: np.abs(shot - first).mean() > 2)
+        time.sleep(3)
         page.screenshot(path=keep / "viewer_moved.png")
         rested = picture(page)
-        assert rested.std() > 15 and np.abs(rested - first).mean() > 3  # still a scene, and another view of it
+        assert rested.std() > 15  # still a scene
+        assert np.abs(rested - first).mean() > 2  # seen from elsewhere
         browser.close()
     output = log.read_text()
     assert failures == []
