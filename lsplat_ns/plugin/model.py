@@ -269,11 +269,16 @@ class LatentSplatModel(SplatfactoModel):
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
     ) -> Tuple[Dict[str, float], Dict[str, Tensor]]:
         """PSNR of one view, and truth beside prediction."""
+        from nerfstudio.utils.colormaps import apply_depth_colormap
+
         from lsplat_ns.evaluation.metrics import psnr
 
         truth, image = batch["image"].to(self.device), outputs["rgb"]
         score = psnr(image.permute(2, 0, 1), truth.permute(2, 0, 1))
-        return {"psnr": float(score)}, {"img": torch.cat([truth, image], dim=1), "depth": outputs["depth"]}
+        return {"psnr": float(score)}, {
+            "img": torch.cat([truth, image], dim=1),
+            "depth": apply_depth_colormap(outputs["depth"], outputs["accumulation"]),
+        }
 
     # -------------------------------------------------------------------------- what nerfstudio's exporter reads
 

@@ -158,6 +158,21 @@ def test_switching_scenes_changes_picture_and_cameras_and_is_remembered(
         assert pipeline.datamanager.scene.name == scenes[1]
 
 
+def test_eval_hooks_give_numbers_and_pictures_that_writers_take(pipeline: LatentSplatPipeline, tmp_path: Path) -> None:
+    _, losses, metrics = pipeline.get_eval_loss_dict(0)
+    assert float(losses["mse"]) > 0 and float(metrics["psnr"]) > 0
+    metrics, images = pipeline.get_eval_image_metrics_and_images(7)
+    assert metrics["num_rays"] == 64 * 64 and isinstance(metrics["psnr"], float)
+    assert set(images) == {"img", "depth", "splat"}
+    for name, image in images.items():
+        assert image.shape[0] == 64 and image.shape[2] == 3 and 0 <= image.min() <= image.max() <= 1, name
+    average = pipeline.get_average_eval_image_metrics(output_path=tmp_path / "views", get_std=True)
+    json.dumps(average)
+    assert {"psnr", "psnr_std", "ssim", "psnr_splat", "entries"} <= set(average)
+    assert len(list((tmp_path / "views").rglob("*.png"))) > 0
+    assert pipeline.training  # as before
+
+
 def test_weights_of_another_network_are_refused(pipeline: LatentSplatPipeline) -> None:
     state = pipeline.state_dict()
     state.pop(next(key for key in state if "to_gaussians" in key))
