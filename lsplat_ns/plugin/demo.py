@@ -65,6 +65,8 @@ def _demo_config(folder: Path, scenes: Path, steps: int) -> LatentSplatTrainerCo
     config.data = config.pipeline.datamanager.data = scenes.resolve()
     config.vis = "tensorboard"
     config.max_num_iterations = steps
+    # With one example per step the last steps are noisy; falling rates average them out.
+    config.optimizers["generator"]["scheduler"].decay_steps = steps
     config.steps_per_eval_batch = config.steps_per_eval_image = 0
     config.logging.local_writer.enable = False
     config.viewer.quit_on_train_completion = True

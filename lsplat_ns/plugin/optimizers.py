@@ -4,6 +4,7 @@ Source: spec section 7.5. Checkpoints must hold plain floats only: torch >= 2.6 
 nerfstudio's own schedulers leave in them.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import List, Optional, Tuple, Type
 
@@ -67,7 +68,7 @@ class ScaledAdamConfig(OptimizerConfig):
 
 @dataclass
 class LinearWarmupConfig(SchedulerConfig):
-    """Learning rates rise linearly to their full value, then stay."""
+    """Learning rates rise linearly to their full value, then stay, or fall along a cosine for short trainings."""
 
     _target: Type = field(default_factory=lambda: LinearWarmup)
     """target class to instantiate"""
@@ -75,6 +76,10 @@ class LinearWarmupConfig(SchedulerConfig):
     """Steps until the full rate."""
     initial_factor: float = 5e-4
     """Factor at step 0."""
+    decay_steps: Optional[int] = None
+    """Step at which the rates have fallen to final-factor; by default they do not fall."""
+    final_factor: float = 0.03
+    """Factor from decay-steps on."""
 
 
 class LinearWarmup(Scheduler):
@@ -88,5 +93,10 @@ class LinearWarmup(Scheduler):
 
     def factor(self, step: int) -> float:
         """Factor on the learning rates after ``step`` steps, a Python float."""
-        progress = min(step / max(self.config.warm_up_steps, 1), 1.0)
-        return self.config.initial_factor + (1.0 - self.config.initial_factor) * progress
+        config = self.config
+        progress = min(step / max(config.warm_up_steps, 1), 1.0)
+        factor = config.initial_factor + (1.0 - config.initial_factor) * progress
+        if config.decay_steps is not None:
+            fall = 0.5 - 0.5 * math.cos(math.pi * min(step / max(config.decay_steps, 1), 1.0))
+            factor *= 1.0 - (1.0 - config.final_factor) * fall
+        return factor

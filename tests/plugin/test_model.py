@@ -209,6 +209,16 @@ def test_encoder_and_autoencoder_have_their_own_learning_rates(pipeline: LatentS
     assert all(type(value) is float for value in scheduler.state_dict()["_last_lr"])
 
 
+def test_rates_stay_after_the_warm_up_unless_a_decay_is_asked_for() -> None:
+    constant = LinearWarmupConfig(warm_up_steps=10).setup()
+    assert [constant.factor(step) for step in (10, 500, 10**6)] == [1.0, 1.0, 1.0]
+    falling = LinearWarmupConfig(warm_up_steps=10, decay_steps=100, final_factor=0.1).setup()
+    factors = [falling.factor(step) for step in range(10, 100, 10)]
+    assert factors == sorted(factors, reverse=True)
+    assert falling.factor(50) == pytest.approx(0.55)
+    assert falling.factor(100) == falling.factor(5000) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(
     ("size", "short", "expected"),
     [((64, 64), 256, (256, 256)), ((90, 160), 64, (64, 112)), ((512, 301), 256, (432, 256)), ((1, 400), 64, (8, 256))],
