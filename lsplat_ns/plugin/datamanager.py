@@ -13,6 +13,7 @@ from nerfstudio.data.datamanagers.base_datamanager import (
     VanillaDataManager,
     VanillaDataManagerConfig,
 )
+from nerfstudio.data.dataparsers.base_dataparser import DataParser
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch.utils.data import DataLoader
@@ -66,6 +67,22 @@ class LatentSplatDataManagerConfig(VanillaDataManagerConfig):
     eval_image_indices: tyro.conf.Suppress[Optional[Tuple[int, ...]]] = (0,)
     camera_res_scale_factor: tyro.conf.Suppress[float] = 1.0
     patch_size: tyro.conf.Suppress[int] = 1
+
+
+def training_stream(
+    config: LatentSplatDataManagerConfig, dataparser: DataParser, step: SharedStep, rank: int = 0, world_size: int = 1
+) -> ExampleStream:
+    """The endless stream of training examples: over all scenes of a dataset, or over one capture.
+
+    Raises:
+        SceneDataError: If the data cannot be read; the stream itself, when it starts, if no scene can be used.
+    """
+    many = isinstance(dataparser, Re10kDataParser)
+    source = dataparser.split("train") if many else [video_from_dataparser(dataparser)]
+    stream_config = StreamConfig(
+        config.preparation, config.sampling, seed=config.seed, rank=rank, world_size=world_size, mirror=config.mirror
+    )
+    return ExampleStream(source, stream_config, step)
 
 
 class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
@@ -172,18 +189,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         """Start the stream of training examples. Only training needs it."""
         if self.test_mode != "val":
             return
-        source = self.dataparser.split("train") if self.has_many_scenes else [video_from_dataparser(self.dataparser)]
-        config = StreamConfig(
-            self.config.preparation,
-            self.config.sampling,
-            seed=self.config.seed,
-            rank=self.local_rank,
-            world_size=self.world_size,
-            mirror=self.config.mirror,
-        )
-        self.stream = ExampleStream(source, config, self.step)
-        # Unusable data stops here with one line, not inside a loader process with two stack traces.
-        next(iter(self.stream))
+        self.stream = training_stream(self.config, self.dataparser, self.step, self.local_rank, self.world_size)
         self.train_loader = DataLoader(
             self.stream,
             batch_size=self.config.batch_size,

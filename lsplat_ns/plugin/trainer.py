@@ -13,8 +13,10 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from lsplat_ns.checkpoints.pretrained import check_pretrained
+from lsplat_ns.data.streams import SharedStep
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
-from lsplat_ns.plugin.captures import video_from_dataparser
+from lsplat_ns.losses.perceptual import locate_backbone
+from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import Re10kDataParser
 
 
@@ -91,9 +93,9 @@ class LatentSplatTrainerConfig(TrainerConfig):
             datamanager.dataparser.data = Path(datamanager.data)
         dataparser = datamanager.dataparser.setup()
         if isinstance(dataparser, Re10kDataParser):
-            dataparser.split("train"), dataparser.scene_ids()
-        else:
-            video_from_dataparser(dataparser)
+            dataparser.scene_ids()  # what the viewer shows
+        # One example, so that unusable data stops here and not inside a loader process with two stack traces.
+        next(iter(training_stream(datamanager, dataparser, SharedStep())))
         for path in (self.load_dir, self.load_checkpoint):
             if path is not None and not path.exists():
                 raise CheckpointMismatch(f"no checkpoint at {path}")
@@ -102,6 +104,8 @@ class LatentSplatTrainerConfig(TrainerConfig):
         model = self.pipeline.model
         if model.pretrained == "require" and self.load_dir is None and self.load_checkpoint is None:
             check_pretrained(model.network, model.schedule.uses_discriminator)
+        if model.perceptual == "lpips" and model.schedule.uses("lpips"):
+            locate_backbone()
         port = self.viewer.websocket_port
         if self.is_viewer_enabled() and port is not None and not is_port_free(port):
             raise ConfigError(f"port {port} is in use; choose another with --viewer.websocket-port")

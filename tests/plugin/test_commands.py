@@ -281,6 +281,23 @@ def test_unusable_data_ends_training_in_one_line_and_writes_nothing(rooms: Path,
         assert list(work.iterdir()) == []
 
 
+def test_missing_weights_end_training_in_one_line_and_write_nothing(rooms: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    common = ["ns-train", "latentsplat", "--data", rooms, "--vis", "tensorboard"]
+    small = ["--pipeline.datamanager.preparation.image-size", 64, 64, "--pipeline.datamanager.sampling.min-gap", 5]
+    small += ["--pipeline.datamanager.sampling.initial-min-gap", 5]
+    for options, parts in (
+        (small, ["dino_vitbase8_pretrain.pth", "--pipeline.model.pretrained none"]),
+        ([*small, "--pipeline.model.pretrained", "none"], ["vgg16-397923af.pth", "--pipeline.model.perceptual none"]),
+        (["--pipeline.model.pretrained", "none"], ["no scene can be used for training", "has 14 frames"]),
+    ):
+        outcome = call(*common, *options, cwd=work)
+        assert outcome.code == 1
+        assert_one_line(outcome.output, *parts)
+        assert list(work.iterdir()) == []
+
+
 def test_an_unreadable_capture_ends_training_in_one_line(tmp_path: Path) -> None:
     outcome = call(
         "ns-train",
