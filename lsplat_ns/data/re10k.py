@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from lsplat_ns.data.posed_video import PosedVideo
+from lsplat_ns.data.sources import OnBroken
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.geometry.conventions import cameras_from_re10k_rows
 
@@ -67,17 +68,17 @@ class Re10kSplit:
         return list(self.chunk_of_scene)
 
     @property
-    def chunks(self) -> list[str]:
+    def shards(self) -> list[str]:
         """Chunk file names, sorted."""
         return sorted(set(self.chunk_of_scene.values()))
 
-    def read_chunk(self, chunk: str, on_broken: Callable[[SceneDataError], None] | None = None) -> Iterator[PosedVideo]:
+    def read_shard(self, shard: str, on_broken: OnBroken | None = None) -> Iterator[PosedVideo]:
         """The scenes of one chunk. Broken ones are handed to ``on_broken``, or raise where it is None.
 
         Raises:
             SceneDataError: If the file is cut short, holds code, or is no list of scenes.
         """
-        path = self.root / self.split / chunk
+        path = self.root / self.split / shard
         try:
             scenes = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch reports a broken archive by many types
@@ -105,7 +106,7 @@ class Re10kSplit:
             near = [s for s in self.scenes if s.startswith(scene[:4])][:3] or self.scenes[:3]
             raise SceneDataError(f"no scene {scene} in {self.root / self.split}; there are {', '.join(near)}, ...")
         chunk = self.chunk_of_scene[scene]
-        for video in self.read_chunk(chunk):
+        for video in self.read_shard(chunk):
             if video.scene == scene:
                 return video
         raise SceneDataError(

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lsplat_ns.data.batches import PreparationConfig, make_example
 from lsplat_ns.data.posed_video import PosedVideo
-from lsplat_ns.data.re10k import Re10kSplit
+from lsplat_ns.data.sources import SceneSource
 from lsplat_ns.data.view_sampling import ViewSamplingConfig, sample_bounded
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.scene import SceneBatch
@@ -49,13 +49,13 @@ class StreamConfig:
 
 
 class ExampleStream(IterableDataset):
-    """Examples drawn without end from many scenes (:class:`Re10kSplit`) or from given ones.
+    """Examples drawn without end from the scenes of a source.
 
     Scenes are dealt to ranks and loader workers so that no two of them read the same ones in an epoch (unless there are
     fewer scenes than readers); every reader visits its scenes in an order of its own.
     """
 
-    def __init__(self, source: Re10kSplit | list[PosedVideo], config: StreamConfig, step: SharedStep) -> None:
+    def __init__(self, source: SceneSource, config: StreamConfig, step: SharedStep) -> None:
         super().__init__()
         self.source, self.config, self.step = source, config, step
         self.skipped: Counter[str] = Counter()
@@ -80,20 +80,16 @@ class ExampleStream(IterableDataset):
                 raise SceneDataError(f"no scene can be used for training ({reasons or 'no scene at all'})")
 
     def _scenes(self, reader: int, readers: int, shuffler: random.Random) -> Iterator[PosedVideo]:
-        if isinstance(self.source, list):
-            scenes = self.source[reader::readers] or self.source
-            yield from shuffler.sample(scenes, len(scenes))
-            return
-        chunks = self.source.chunks
-        deal_chunks = len(chunks) >= readers
-        mine = chunks[reader::readers] if deal_chunks else chunks
-        for chunk in shuffler.sample(mine, len(mine)):
+        shards = self.source.shards
+        deal_shards = len(shards) >= readers
+        mine = shards[reader::readers] if deal_shards else shards
+        for shard in shuffler.sample(mine, len(mine)):
             try:
-                videos = list(self.source.read_chunk(chunk, on_broken=self._skip))
+                videos = list(self.source.read_shard(shard, on_broken=self._skip))
             except SceneDataError as error:
                 self._skip(error)
                 continue
-            if not deal_chunks:
+            if not deal_shards:
                 videos = videos[reader::readers] or videos
             yield from shuffler.sample(videos, len(videos))
 

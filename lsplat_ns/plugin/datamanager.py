@@ -19,12 +19,13 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch.utils.data import DataLoader
 
 from lsplat_ns.data.batches import PreparationConfig, collate, make_example
+from lsplat_ns.data.sources import VideoList
 from lsplat_ns.data.streams import ExampleStream, SharedStep, StreamConfig
 from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
 from lsplat_ns.plugin.captures import active_scene_from_dataparser, video_from_dataparser
-from lsplat_ns.plugin.dataparsers import Re10kDataParser, Re10kDataParserConfig
+from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser
 from lsplat_ns.scene import SceneBatch
 
 SIDECAR = "active_scene.json"
@@ -77,8 +78,8 @@ def training_stream(
     Raises:
         SceneDataError: If the data cannot be read; the stream itself, when it starts, if no scene can be used.
     """
-    many = isinstance(dataparser, Re10kDataParser)
-    source = dataparser.split("train") if many else [video_from_dataparser(dataparser)]
+    many = isinstance(dataparser, SceneSetDataParser)
+    source = dataparser.split("train") if many else VideoList((video_from_dataparser(dataparser),))
     stream_config = StreamConfig(
         config.preparation, config.sampling, seed=config.seed, rank=rank, world_size=world_size, mirror=config.mirror
     )
@@ -131,7 +132,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
     @property
     def has_many_scenes(self) -> bool:
         """Whether the data holds more than the active scene."""
-        return isinstance(self.dataparser, Re10kDataParser)
+        return isinstance(self.dataparser, SceneSetDataParser)
 
     def scene_ids(self) -> List[str]:
         """Ids of the scenes that can be shown."""

@@ -1,4 +1,4 @@
-"""The ``re10k-data`` dataparser. Light on purpose: nerfstudio imports it on every command of every method."""
+"""Dataparsers of datasets with many scenes. Light on purpose: nerfstudio imports them on every command."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,19 +7,21 @@ from typing import Dict, List, Optional, Tuple, Type
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 
 from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.re10k import Re10kSplit
+from lsplat_ns.data.sources import SceneSource
 from lsplat_ns.data.view_sampling import FrameChoice, read_evaluation_index, spread_choice
 from lsplat_ns.errors import SceneDataError
 
 
 @dataclass
-class Re10kDataParserConfig(DataParserConfig):
-    """RealEstate10k chunks in pixelSplat's layout: thousands of scenes, one of which is shown."""
+class SceneSetDataParserConfig(DataParserConfig):
+    """A dataset of many scenes, one of which is shown."""
 
-    _target: Type = field(default_factory=lambda: Re10kDataParser)
+    _target: Type = field(default_factory=lambda: SceneSetDataParser)
     """target class to instantiate"""
-    data: Path = Path("datasets/re10k")
-    """Folder with train/ and test/, each with an index.json and .torch chunks."""
+    data: Path = Path("datasets")
+    """Folder of the dataset."""
     scene: Optional[str] = None
     """Scene id (or its number in the index) to show; else the last one chosen in a viewer, else the first."""
     context: Optional[Tuple[int, int]] = None
@@ -27,26 +29,33 @@ class Re10kDataParserConfig(DataParserConfig):
     context_gap: int = 45
     """Largest gap of that centred pair, in frames."""
     scene_split: str = "test"
-    """Folder that the shown scene comes from (train or test)."""
+    """Split that the shown scene comes from (train or test)."""
     evaluation_index: Optional[Path] = None
     """Evaluation index (JSON); by default evaluation_index.json in the data folder, where it exists."""
 
 
-@dataclass
-class Re10kDataParser(DataParser):
-    """Serves one scene of a chunked dataset: its context views as train split, its targets as test split."""
+class SceneSetDataParser(DataParser):
+    """Serves one scene of many: its context views as train split, its targets as test split."""
 
-    config: Re10kDataParserConfig
+    config: SceneSetDataParserConfig
 
-    def __init__(self, config: Re10kDataParserConfig):
+    def __init__(self, config: SceneSetDataParserConfig):
         super().__init__(config)
-        self._splits: Dict[str, Re10kSplit] = {}
+        self._splits: Dict[str, SceneSource] = {}
 
-    def split(self, name: str) -> Re10kSplit:
-        """Open a split once. Raises SceneDataError where it is broken."""
+    def open_split(self, name: str) -> SceneSource:
+        """Read and check a split of the dataset. Raises SceneDataError where it is broken."""
+        raise NotImplementedError
+
+    def split(self, name: str) -> SceneSource:
+        """A split, opened once. Raises SceneDataError where it is broken."""
         if name not in self._splits:
-            self._splits[name] = Re10kSplit.open(self.config.data, name)
+            self._splits[name] = self.open_split(name)
         return self._splits[name]
+
+    def read_scene(self, scene: str) -> PosedVideo:
+        """A scene of the shown split. Raises SceneDataError where there is none of that id."""
+        return self.split(self.config.scene_split).read_scene(scene)
 
     def evaluation_choices(self) -> Dict[str, List[FrameChoice]]:
         """Evaluation entries by scene; empty where there is no index."""
@@ -88,7 +97,7 @@ class Re10kDataParser(DataParser):
         from lsplat_ns.plugin.active_scene import ActiveScene, upright_and_unit_sized
 
         name = self.resolve_scene(scene if scene is not None else self.config.scene)
-        video = self.split(self.config.scene_split).read_scene(name)
+        video = self.read_scene(name)
         context = context if context is not None else self.config.context
         listed = self.evaluation_choices().get(name)
         if context is not None:
@@ -105,3 +114,23 @@ class Re10kDataParser(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs) -> DataparserOutputs:
         scene = self.active_scene(PreparationConfig(image_size=kwargs.get("image_size", (256, 256))))
         return scene.dataparser_outputs(scene.choice.context if split == "train" else scene.choice.target)
+
+
+@dataclass
+class Re10kDataParserConfig(SceneSetDataParserConfig):
+    """RealEstate10k chunks in pixelSplat's layout: thousands of scenes, one of which is shown."""
+
+    _target: Type = field(default_factory=lambda: Re10kDataParser)
+    """target class to instantiate"""
+    data: Path = Path("datasets/re10k")
+    """Folder with train/ and test/, each with an index.json and .torch chunks."""
+
+
+class Re10kDataParser(SceneSetDataParser):
+    """Scenes of a folder of chunks."""
+
+    config: Re10kDataParserConfig
+
+    def open_split(self, name: str) -> SceneSource:
+        """Read and check the index of a split. Raises SceneDataError where it is broken."""
+        return Re10kSplit.open(self.config.data, name)

@@ -1,43 +1,24 @@
 """``lsplat import``: a checkpoint of the original code becomes a run that nerfstudio's commands open."""
 
-import json
-import os
-import shutil
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple
 
 import torch
-import yaml
-from torch import Tensor
 
 from lsplat_ns.checkpoints.architecture import Architecture, differences, infer_architecture
 from lsplat_ns.checkpoints.state_dicts import LISTED
 from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint, sha256
-from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, SceneDataError
+from lsplat_ns.plugin.runs import RunFolderConfig, free_folder, write_run
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
 
 FINISHED_STEPS = 200_001
 """Steps of a published training; taken for files that do not say."""
-PROVENANCE = "provenance.json"
-"""File beside config.yml that tells where the weights came from."""
 PREFERRED = "latentsplat"
 """Where several methods have the network of a file, this one is taken unless another is stated."""
-
-
-@dataclass
-class ImportedRunConfig(LatentSplatTrainerConfig):
-    """A run whose folder is any path, not output_dir/experiment_name/method_name/timestamp."""
-
-    run_folder: Path = field(default_factory=Path)
-    """The run's folder, absolute."""
-
-    def get_base_dir(self) -> Path:
-        """The run's folder."""
-        return self.run_folder
 
 
 @dataclass(frozen=True)
@@ -80,9 +61,7 @@ def import_checkpoint(
         ConfigError: If the method is unknown or the output folder is in use.
         SceneDataError: If ``data`` is neither kind of dataset.
     """
-    folder = output.expanduser().resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{output} exists and is not an empty folder; choose another with --output")
+    folder = free_folder(output)
     source = UpstreamCheckpoint.read(checkpoint)
     name, architecture, also_fitting = _recognise(source, method)
     weights = source.weights_for(architecture)
@@ -100,7 +79,10 @@ def import_checkpoint(
         "converter": f"lsplat-ns {version('lsplat-ns')}",
         "imported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    _write_run(folder, config, weights, steps_done, provenance)
+    # A model's device marker is part of its state; the rest is what the network holds.
+    pipeline = {"_model.device_indicator_param": torch.empty(0)}
+    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
+    write_run(config, pipeline, steps_done, provenance)
     return ImportedRun(folder, name, tuple(also_fitting), steps_done)
 
 
@@ -143,12 +125,9 @@ def _fits(source: UpstreamCheckpoint, candidate: Architecture) -> bool:
         return False
 
 
-def _run_config(folder: Path, name: str, architecture: Architecture, data: Optional[Path]) -> ImportedRunConfig:
+def _run_config(folder: Path, name: str, architecture: Architecture, data: Optional[Path]) -> RunFolderConfig:
     """The method's configuration with the network of the file, for a run in ``folder``."""
-    base = deepcopy(_methods()[name])
-    values = {key: getattr(base, key) for key in LatentSplatTrainerConfig.__dataclass_fields__}
-    config = ImportedRunConfig(**values, run_folder=folder)
-    config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "imported"
+    config = RunFolderConfig.of(_methods()[name], folder)
     model = config.pipeline.model
     model.network = architecture.network
     if model.schedule.uses_discriminator and not architecture.has_discriminator:
@@ -172,28 +151,3 @@ def _dataparser(data: Path, chunked):
     raise SceneDataError(
         f"{data} holds neither test/index.json (RealEstate10k chunks) nor transforms.json (a capture); correct --data"
     )
-
-
-def _write_run(
-    folder: Path, config: ImportedRunConfig, weights: Dict[str, Tensor], steps_done: int, provenance: dict
-) -> None:
-    """Write everything beside the run folder, then rename."""
-    step = max(steps_done - 1, 0)  # nerfstudio names a checkpoint after the last step that was done
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    # A model's device marker is part of its state; the rest is what the network holds.
-    pipeline = {"_model.device_indicator_param": torch.empty(0)}
-    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
-    state = {"step": step, "pipeline": pipeline, "optimizers": {}, "schedulers": {}, "scalers": {}}
-    try:
-        checkpoints = partial / config.relative_model_dir
-        checkpoints.mkdir(parents=True)
-        torch.save(state, checkpoints / f"step-{step:09d}.ckpt")
-        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-        (partial / "config.yml").write_text(yaml.dump(config))
-        if folder.exists():
-            folder.rmdir()
-        os.replace(partial, folder)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise LsplatError(f"could not write {folder}: {error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -173,9 +173,7 @@ class LatentSplatPipeline(VanillaPipeline):
         for number, (scene, choice) in enumerate(track(entries, description="Evaluating", transient=True)):
             video = self.datamanager.scene.video
             if scene != video.scene:
-                video = self.datamanager.dataparser.split(self.config.datamanager.dataparser.scene_split).read_scene(
-                    scene
-                )
+                video = self.datamanager.dataparser.read_scene(scene)
             try:
                 example = make_example(video, choice, self.config.datamanager.preparation)
             except SceneDataError as error:

@@ -17,7 +17,7 @@ from lsplat_ns.data.streams import SharedStep
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.losses.perceptual import locate_backbone
 from lsplat_ns.plugin.datamanager import training_stream
-from lsplat_ns.plugin.dataparsers import Re10kDataParser
+from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 
 
 @contextmanager
@@ -92,7 +92,7 @@ class LatentSplatTrainerConfig(TrainerConfig):
         if datamanager.data is not None:
             datamanager.dataparser.data = Path(datamanager.data)
         dataparser = datamanager.dataparser.setup()
-        if isinstance(dataparser, Re10kDataParser):
+        if isinstance(dataparser, SceneSetDataParser):
             dataparser.scene_ids()  # what the viewer shows
         # One example, so that unusable data stops here and not inside a loader process with two stack traces.
         next(iter(training_stream(datamanager, dataparser, SharedStep())))

@@ -1,0 +1,123 @@
+"""Run folders that training did not make: config.yml, weights and provenance, as every nerfstudio tool opens them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+import yaml
+from torch import Tensor
+
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps
+
+PROVENANCE = "provenance.json"
+"""File beside config.yml that tells where the weights came from."""
+
+
+@dataclass
+class RunFolderConfig(LatentSplatTrainerConfig):
+    """A run whose folder is any path, not output_dir/experiment_name/method_name/timestamp."""
+
+    run_folder: Path = field(default_factory=Path)
+    """The run's folder, absolute."""
+
+    @staticmethod
+    def of(base: LatentSplatTrainerConfig, folder: Path) -> RunFolderConfig:
+        """A copy of a method's or a run's configuration, for another run in ``folder`` (absolute)."""
+        values = {key: deepcopy(getattr(base, key)) for key in LatentSplatTrainerConfig.__dataclass_fields__}
+        config = RunFolderConfig(**values, run_folder=folder)
+        config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "imported"
+        config.load_dir = config.load_checkpoint = None
+        return config
+
+    def get_base_dir(self) -> Path:
+        """The run's folder."""
+        return self.run_folder
+
+
+def free_folder(output: Path) -> Path:
+    """The absolute path of a folder to make. Raises ConfigError if it is in use."""
+    folder = output.expanduser().resolve()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{output} exists and is not an empty folder; choose another with --output")
+    return folder
+
+
+def write_run(config: RunFolderConfig, pipeline_state: Dict[str, Tensor], steps_done: int, provenance: dict) -> None:
+    """Write a run without optimizer state. The folder appears whole or not at all.
+
+    Args:
+        config: What config.yml will hold; says where the folder is.
+        pipeline_state: State dict of the pipeline (keys begin with ``_model.``).
+        steps_done: Training steps behind the weights.
+        provenance: Plain values to store as JSON beside the config.
+
+    Raises:
+        LsplatError: If the disk is full or the folder cannot be written.
+    """
+    folder = config.run_folder
+    step = max(steps_done - 1, 0)  # nerfstudio names a checkpoint after the last step that was done
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    state = {"step": step, "pipeline": pipeline_state, "optimizers": {}, "schedulers": {}, "scalers": {}}
+    try:
+        checkpoints = partial / config.relative_model_dir
+        checkpoints.mkdir(parents=True)
+        torch.save(state, checkpoints / f"step-{step:09d}.ckpt")
+        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        (partial / "config.yml").write_text(yaml.dump(config))
+        if folder.exists():
+            folder.rmdir()
+        os.replace(partial, folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise LsplatError(f"could not write {folder}: {error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run on disk: its configuration and the weights of its last checkpoint."""
+
+    folder: Path
+    config: LatentSplatTrainerConfig
+    pipeline_state: Dict[str, Tensor]
+    steps_done: int
+
+    @staticmethod
+    def open(run: Path) -> StoredRun:
+        """Read a run's config.yml (trusted, as by every nerfstudio tool) and its newest checkpoint.
+
+        Args:
+            run: The run's folder, or its config.yml.
+
+        Raises:
+            ConfigError: If there is no run of a latentSplat method.
+            CheckpointMismatch: If it has no checkpoint, or one that cannot be read.
+        """
+        path = run / "config.yml" if run.is_dir() else run
+        if not path.is_file():
+            raise ConfigError(f"no run at {run}; pass a run's folder or its config.yml")
+        config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
+        if not isinstance(config, LatentSplatTrainerConfig):
+            raise ConfigError(f"{path} is no run of a latentSplat method")
+        folder = config.get_checkpoint_dir()
+        if not folder.is_dir() or not checkpoint_steps(folder):  # a run that was moved
+            folder = path.parent / config.relative_model_dir
+        if not folder.is_dir() or not checkpoint_steps(folder):
+            raise CheckpointMismatch(f"no checkpoint in {folder}; train first, or choose another run")
+        step = checkpoint_steps(folder)[-1]
+        checkpoint = folder / f"step-{step:09d}.ckpt"
+        try:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            weights = {key.replace("module.", "", 1): value for key, value in state["pipeline"].items()}
+        except Exception as error:  # torch reports a broken archive by many types
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointMismatch(f"cannot read {checkpoint}: {reason}") from None
+        return StoredRun(path.parent, config, weights, step + 1)
