@@ -6,83 +6,141 @@ Geometry, opacities and rasterisation stay float32 always. Training does not com
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lsplat_ns.latentsplat import FastParts, LatentSplat
-from lsplat_ns.rendering.splatting import values_seen_from
+from lsplat_ns.rendering.rasterization import matrices_in_pixels
+from lsplat_ns.rendering.splatting import SplattingParts, values_seen_from
+from lsplat_ns.scene import VariationalGaussians, Views, map_tensors
+
+T = TypeVar("T")
 
 DECODER_DTYPE = torch.float16
 """The decoder's activations need the mantissa, not the range: float16 stays 15 dB closer to float32 than bfloat16."""
 ENCODER_DTYPE = torch.bfloat16
 WARM_UP_CALLS = 3
+ONE_KERNEL = {
+    "realize_reads_threshold": 1000,
+    "realize_opcount_threshold": 100_000,
+    "realize_acc_reads_threshold": 1000,
+}
+"""Options of torch.compile: store no intermediate result. Harmonics are cheaper to compute again than to read."""
 
 
 class FastDecoder:
-    """A copy of the autoencoder's decoder in float16, with one CUDA graph per input shape.
+    """``LatentSplat.decode`` by a copy of the decoder in float16, as one CUDA graph per input shape.
 
     Weights are copied on construction: make a new one when they change. Falls back to the float32 decoder for good if
     a result is not finite (float16 overflows beyond 65504).
 
     Args:
-        autoencoder: The float32 autoencoder, on a CUDA device.
-        compiled: Fuse kernels by torch.compile (about 20 s at first use, less when torch finds it in its cache).
+        network: Whose decoder to copy, on a CUDA device.
+        compiled: Fuse kernels by torch.compile, anew for each shape (some 20 s, less when torch finds it in its cache).
     """
 
-    def __init__(self, autoencoder: nn.Module, compiled: bool) -> None:
-        self._exact = autoencoder
-        self._fast = copy.deepcopy(autoencoder).to(DECODER_DTYPE).eval()
+    def __init__(self, network: LatentSplat, compiled: bool) -> None:
+        self._exact = network.decode_maps
+        fast = copy.copy(network)  # shares everything but the autoencoder
+        fast._modules = dict(network._modules)
+        fast.autoencoder = copy.deepcopy(network.autoencoder).to(DECODER_DTYPE).eval()
         if compiled:  # without fused normalisation, channels last costs more than it saves
-            self._fast = self._fast.to(memory_format=torch.channels_last)
+            fast.autoencoder = fast.autoencoder.to(memory_format=torch.channels_last)
         for unused in ("encoder", "quant_conv"):
-            setattr(self._fast.model, unused, nn.Identity())
-        self._decode = torch.compile(self._fast.decode, dynamic=True) if compiled else self._fast.decode
-        self._graphs: dict[tuple, _CapturedCall] = {}
+            setattr(fast.autoencoder.model, unused, nn.Identity())
+        self._decode = torch.compile(fast.decode_maps, dynamic=False) if compiled else fast.decode_maps
+        self._calls: dict[tuple, _CapturedCall] = {}
         self._lock = threading.Lock()
         self.overflowed = False
 
     @torch.no_grad()
-    def __call__(self, z: Tensor, skip: Tensor | None = None) -> Tensor:
-        """Images [..., 3, H, W] float32 of latents [..., c, h, w] and skip maps; same result as ``decode``."""
-        inputs = (z,) if skip is None else (z, skip)
-        key = tuple(tensor.shape for tensor in inputs)
+    def __call__(self, color: Tensor | None, latent: Tensor) -> Tensor:
+        """Images [b, t, 3, height, width] float32 of rendered colour and a drawn latent map."""
+        inputs = (color, latent)
+        key = tuple(None if part is None else part.shape for part in inputs)
         with self._lock:  # several browser tabs share the static buffers
-            if key not in self._graphs and not self.overflowed:
-                self._graphs[key] = self._capture(inputs)
+            if key not in self._calls and not self.overflowed:
+                self._calls[key] = self._capture(inputs)
             if self.overflowed:
-                return self._exact.decode(z, skip)
-            return self._graphs[key](inputs)
+                return self._exact(color, latent)
+            return self._calls[key](inputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> _CapturedCall:
-        call = _CapturedCall(lambda *tensors: self._decode(*tensors).float(), inputs, DECODER_DTYPE)
+    def _capture(self, inputs: tuple[Tensor | None, Tensor]) -> _CapturedCall:
+        def decode(maps: tuple[Tensor | None, Tensor]) -> Tensor:
+            return self._decode(*map_tensors(maps, lambda part: part.to(DECODER_DTYPE))).float()
+
+        call = _CapturedCall(decode, inputs)
         if not bool(torch.isfinite(call(inputs)).all()):
             self.overflowed = True
         return call
 
 
-class _CapturedCall:
-    """A function of tensors as a CUDA graph: its launches cost one call instead of hundreds."""
+class FastEncoder:
+    """The encoder compiled, as one CUDA graph per input shape and mode: its many small launches cost one call."""
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
-        self._inputs = tuple(tensor.to(dtype, copy=True) for tensor in inputs)
+    def __init__(self, encoder: nn.Module) -> None:
+        self._encode = torch.compile(encoder, dynamic=False)
+        self._calls: dict[tuple, Callable[..., VariationalGaussians]] = {}
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    def __call__(
+        self, context: Views, *, step: int, deterministic: bool, depth_noise: Tensor | None
+    ) -> VariationalGaussians:
+        """As ``Encoder.forward``."""
+        key = (context.image.shape, step, deterministic)
+        inputs = (context, depth_noise)
+        with self._lock:
+            if key not in self._calls:
+
+                def encode(given: tuple[Views, Tensor | None]) -> VariationalGaussians:
+                    return self._encode(given[0], step=step, deterministic=deterministic, depth_noise=given[1])
+
+                try:
+                    self._calls[key] = _CapturedCall(encode, inputs)
+                except RuntimeError:  # some versions of torch compile constants into copies, which no graph can hold
+                    logging.getLogger(__name__).info("the encoder cannot be captured as a CUDA graph", exc_info=True)
+                    self._calls[key] = encode
+            return self._calls[key](inputs)
+
+
+class _CapturedCall:
+    """A function of (nested values of) tensors as a CUDA graph: its launches cost one call instead of hundreds."""
+
+    def __init__(self, function: Callable[[T], T], inputs: T) -> None:
+        self._inputs = map_tensors(inputs, torch.clone)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP_CALLS):
-                function(*self._inputs)
+                function(self._inputs)
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._output = function(*self._inputs)
+            self._output = function(self._inputs)
 
-    def __call__(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        for static, tensor in zip(self._inputs, inputs, strict=True):
-            static.copy_(tensor)
+    def __call__(self, inputs: T) -> T:
+        for static, given in zip(_tensors(self._inputs), _tensors(inputs), strict=True):
+            static.copy_(given)
         self._graph.replay()
-        return self._output.clone()
+        return map_tensors(self._output, torch.clone)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """All tensors of a nested value, in order."""
+    found: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(value, note)
+    return found
 
 
 def accelerate(network: LatentSplat, compiled: bool = False) -> None:
@@ -97,12 +155,16 @@ def accelerate(network: LatentSplat, compiled: bool = False) -> None:
     if next(network.parameters()).device.type != "cuda":
         return
     network.encoder.network_dtype = ENCODER_DTYPE
+    _set_convolution_format(network.encoder, torch.channels_last)
     decoder = None
     if network.config.autoencoder.kind == "kl":
-        decoder = FastDecoder(network.autoencoder, compiled)
+        decoder = FastDecoder(network, compiled)
     if compiled:
-        encoder = torch.compile(network.encoder, dynamic=False)
-        network.fast = FastParts(encoder, decoder, torch.compile(values_seen_from, dynamic=True))
+        splatting = SplattingParts(
+            torch.compile(values_seen_from, dynamic=True, options=ONE_KERNEL),
+            torch.compile(matrices_in_pixels, dynamic=True),
+        )
+        network.fast = FastParts(FastEncoder(network.encoder), decoder, splatting)
     else:
         network.fast = FastParts(decoder=decoder)
 
@@ -110,4 +172,12 @@ def accelerate(network: LatentSplat, compiled: bool = False) -> None:
 def exact(network: LatentSplat) -> None:
     """Undo :func:`accelerate`: float32 everywhere."""
     network.encoder.network_dtype = None
+    _set_convolution_format(network.encoder, torch.contiguous_format)
     network.fast = None
+
+
+def _set_convolution_format(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay out the weights of all convolutions; with channels last, cuDNN has tensor-core kernels for large ones."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.weight.data = part.weight.data.contiguous(memory_format=memory_format)

@@ -32,7 +32,7 @@ from lsplat_ns.autoencoder.kl_autoencoder import resize_antialiased
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.encoder.encoder import Encoder, EncoderConfig
 from lsplat_ns.errors import ConfigError, ShapeMismatch
-from lsplat_ns.rendering.splatting import SplattingConfig, splat
+from lsplat_ns.rendering.splatting import SplattingConfig, SplattingParts, splat
 from lsplat_ns.scene import Cameras, Gaussians, Rendering, VariationalGaussians, Views
 
 
@@ -76,8 +76,8 @@ class FastParts:
     """Functions that compute the same as the network's own parts, faster; None leaves a part as it is."""
 
     encoder: Callable[..., VariationalGaussians] | None = None  # as Encoder.forward
-    decoder: Callable[[Tensor, Tensor | None], Tensor] | None = None  # as autoencoder.decode
-    values: Callable[..., Tensor] | None = None  # as rendering.splatting.values_seen_from
+    decoder: Callable[[Tensor | None, Tensor], Tensor] | None = None  # as LatentSplat.decode_maps
+    splatting: SplattingParts | None = None
 
 
 class LatentSplat(nn.Module):
@@ -130,8 +130,9 @@ class LatentSplat(nn.Module):
         """
         if depth_noise is None and not deterministic:
             depth_noise = self.encoder.draw_depth_noise(context, generator)
-        encoder = self.encoder if self._fast.encoder is None else self._fast.encoder
-        return encoder(context, step=step, deterministic=deterministic, depth_noise=depth_noise)
+        return (self._fast.encoder or self.encoder)(
+            context, step=step, deterministic=deterministic, depth_noise=depth_noise
+        )
 
     def render(
         self,
@@ -145,7 +146,7 @@ class LatentSplat(nn.Module):
         """Splat Gaussians into maps of :meth:`render_size` for target cameras [b, t]."""
         size = self.render_size(image_size)
         return splat(
-            gaussians, cameras, size, self.config.splatting, color=color, features=features, evaluate=self._fast.values
+            gaussians, cameras, size, self.config.splatting, color=color, features=features, parts=self._fast.splatting
         )
 
     def latent_distribution(self, rendering: Rendering) -> DiagonalGaussian:
@@ -161,12 +162,15 @@ class LatentSplat(nn.Module):
 
         Differentiable to the latent and the decoder; the colour is detached, as in the original.
         """
+        color = rendering.color.detach() if self.config.autoencoder.color_in_skip else None
+        return (self._fast.decoder or self.decode_maps)(color, latent)
+
+    def decode_maps(self, color: Tensor | None, latent: Tensor) -> Tensor:
+        """:meth:`decode` of bare tensors: colour [b, t, 3, h_r, w_r] (None where it is not used) and latent map."""
         skip = None
         if self.config.autoencoder.skip_connections:
-            skip = torch.cat([rendering.color.detach(), latent], 2) if self.config.autoencoder.skip_extra else latent
-        z = resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling))
-        decode = self.autoencoder.decode if self._fast.decoder is None else self._fast.decoder
-        return decode(z, skip)
+            skip = latent if color is None else torch.cat([color, latent], 2)
+        return self.autoencoder.decode(resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling)), skip)
 
     def view(
         self,

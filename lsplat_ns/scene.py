@@ -26,12 +26,14 @@ from lsplat_ns.errors import ShapeMismatch
 T = TypeVar("T")
 
 
-def _map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
-    """Apply ``function`` to every tensor of a (nested) value object, and return a new one."""
+def map_tensors(value: T, function: Callable[[Tensor], Tensor]) -> T:
+    """Apply ``function`` to every tensor of a value object or tuple, however nested, and return a new one."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(part, function) for part in value)
     if hasattr(value, "__dataclass_fields__"):
-        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)})
+        return replace(value, **{f.name: map_tensors(getattr(value, f.name), function) for f in fields(value)})
     return value
 
 
@@ -40,11 +42,11 @@ class _TensorValue:
 
     def to(self: T, device: torch.device | str) -> T:
         """Move every tensor to ``device``."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def detach(self: T) -> T:
         """Cut every tensor from the graph that made it."""
-        return _map_tensors(self, torch.Tensor.detach)
+        return map_tensors(self, torch.Tensor.detach)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Cameras(_TensorValue):
 
     def select(self, views: slice | list[int] | Tensor) -> Cameras:
         """The cameras of the given views (second axis)."""
-        return _map_tensors(self, lambda tensor: tensor[:, views])
+        return map_tensors(self, lambda tensor: tensor[:, views])
 
     def concat(self, other: Cameras) -> Cameras:
         """These cameras followed by the other ones, along the view axis."""
@@ -102,7 +104,7 @@ class Views(_TensorValue):
 
     def select(self, views: slice | list[int] | Tensor) -> Views:
         """The given views (second axis)."""
-        return _map_tensors(self, lambda tensor: tensor[:, views])
+        return map_tensors(self, lambda tensor: tensor[:, views])
 
     def concat(self, other: Views) -> Views:
         """These views followed by the other ones, along the view axis."""
@@ -150,7 +152,7 @@ class Gaussians(_TensorValue):
 
     def select(self, kept: Tensor) -> Gaussians:
         """The Gaussians with the given indices, or where a mask [G] is true."""
-        return _map_tensors(self, lambda tensor: tensor[:, kept])
+        return map_tensors(self, lambda tensor: tensor[:, kept])
 
     def concat(self, other: Gaussians) -> Gaussians:
         """The union of both sets. Both must have features, or neither."""
@@ -181,7 +183,7 @@ class VariationalGaussians(_TensorValue):
 
     def select(self, kept: Tensor) -> VariationalGaussians:
         """The Gaussians with the given indices, or where a mask [G] is true."""
-        return _map_tensors(self, lambda tensor: tensor[:, kept])
+        return map_tensors(self, lambda tensor: tensor[:, kept])
 
     def sample(self, generator: torch.Generator | None = None, noise: Tensor | None = None) -> Gaussians:
         """Draw feature harmonics once per Gaussian; ``noise`` [b, G, channels, 9] replaces the draw."""

@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "distributions", "scene"},
     {"geometry"},
     {"data", "encoder", "rendering", "autoencoder", "diffusion"},
-    {"losses", "latentsplat", "acceleration"},
+    {"losses", "latentsplat", "fusion", "acceleration"},
     {"checkpoints", "evaluation"},
     {"plugin"},
     {"cli"},

@@ -151,7 +151,8 @@ class Encoder(nn.Module):
         multiple = self.size_multiple
         if any(side % multiple for side in size):
             raise ShapeMismatch("context images", f"[b, v, 3, height and width multiples of {multiple}]", size)
-        return int(size[0] * self.config.scale), int(size[1] * self.config.scale)
+        up, down = self.config.supersampling, self.config.autoencoder_downscale
+        return size[0] * up // down, size[1] * up // down  # torch.compile cannot trace int(Fraction)
 
     def _ray_features(self, context: Views, trace: dict[str, Tensor] | None) -> Tensor:
         """Features [b, v, rays, channels]."""

@@ -233,17 +233,17 @@ def sample_epipolar_lines(features: Tensor, cameras: Cameras, samples: int) -> E
         cameras: [b, v], near and far as distances along rays.
         samples: Number of samples per ray and other view.
 
-    The geometry is in float64: the encoding of the disparity magnifies its errors by up to 2 pi 2^9. For the same
-    reason results are float32 even where the features are not.
+    The geometry is float32, even where the features are not, and rounds where the original does
+    (``geometry.rays``): the depth encoding magnifies any difference in disparity by up to 2 pi 2^9.
     """
     batch, views, channels, height, width = features.shape
     other = other_views(views, features.device)
-    pose, intrinsics = cameras.world_from_camera.double(), cameras.intrinsics_norm.double()
+    pose, intrinsics = cameras.world_from_camera.float(), cameras.intrinsics_norm.float()
     points = pixel_centers(height, width, pose)
     origins, directions = world_rays(points, pose[:, :, None], intrinsics[:, :, None])
     rays = origins[:, :, None], directions[:, :, None]
     seen_by = pose[:, other][:, :, :, None], intrinsics[:, other][:, :, :, None]
-    near, far = (bound.double()[:, :, None, None] for bound in (cameras.near, cameras.far))
+    near, far = (bound.float()[:, :, None, None] for bound in (cameras.near, cameras.far))
     segments = project_rays(*rays, *seen_by, bounds=(near, far))
     points_xy = segments.sample(samples)
     depth = depth_of_closest_approach(
@@ -252,16 +252,16 @@ def sample_epipolar_lines(features: Tensor, cameras: Cameras, samples: int) -> E
     near, far = near[..., None], far[..., None]
     depth = depth.maximum(near).minimum(far)
     maps = features[:, other].reshape(-1, channels, height, width)
-    grid = (2 * points_xy - 1).float().reshape(len(maps), -1, samples, 2)
+    grid = (2 * points_xy - 1).reshape(len(maps), -1, samples, 2)
     sampled = F.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     sampled = sampled.movedim(1, -1).unflatten(0, (batch, views, views - 1))
     return EpipolarSamples(
         features=sampled * segments.overlaps[..., None, None],
-        relative_disparity=relative_disparity_from_depth(depth, near, far).float(),
-        points_xy=points_xy.float(),
+        relative_disparity=relative_disparity_from_depth(depth, near, far),
+        points_xy=points_xy,
         overlaps=segments.overlaps,
-        origins=origins.float(),
-        directions=directions.float(),
+        origins=origins,
+        directions=directions,
     )
 
 

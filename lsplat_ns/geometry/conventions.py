@@ -2,7 +2,7 @@
 
 Inside this package cameras are ``world_from_camera`` with OpenCV axes (+x right, +y down, +z forward) and
 ``intrinsics_norm``. nerfstudio has OpenGL axes (+x right, +y up, -z forward) and pixel intrinsics; RealEstate10k stores
-the inverse pose.
+the inverse pose; CO3D has PyTorch3D's axes (+x left, +y up, +z forward), row vectors and normalised device coordinates.
 """
 
 from __future__ import annotations
@@ -58,6 +58,36 @@ def cameras_from_re10k_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = rows[:, 2], rows[:, 3]
     camera_from_world = to_homogeneous(rows[:, 6:].reshape(-1, 3, 4))
     return torch.linalg.inv(camera_from_world), intrinsics
+
+
+def cameras_from_pytorch3d(
+    rotation: Tensor, translation: Tensor, focal_ndc: Tensor, principal_ndc: Tensor, size_px: Tensor, isotropic: Tensor
+) -> tuple[Tensor, Tensor]:
+    """PyTorch3D cameras, as CO3D stores them, as (world_from_camera [n, 4, 4], intrinsics_norm [n, 3, 3]).
+
+    A world point, a row vector, has the camera coordinates ``point @ rotation + translation``. Focal length and
+    principal point are (x, y) in normalised device coordinates: their unit is half the image's shorter side on both
+    axes (``ndc_isotropic``), or half the width and half the height (``ndc_norm_image_bounds``).
+
+    Args:
+        rotation: [n, 3, 3].
+        translation: [n, 3].
+        focal_ndc: [n, 2].
+        principal_ndc: [n, 2], from the image centre, +x left and +y up.
+        size_px: [n, 2], (height, width) of the images.
+        isotropic: Bool [n], which of the two units holds.
+
+    Raises:
+        torch.linalg.LinAlgError: If a pose cannot be inverted.
+    """
+    flip = torch.tensor([-1.0, -1.0, 1.0])
+    camera_from_world = torch.cat([(rotation.float() * flip).mT, (translation.float() * flip)[..., None]], dim=-1)
+    sides = size_px.float().flip(-1)
+    unit_norm = torch.where(isotropic[:, None], sides.amin(-1, keepdim=True) / sides, torch.ones_like(sides)) / 2
+    intrinsics = torch.eye(3).repeat(len(rotation), 1, 1)
+    intrinsics[:, [0, 1], [0, 1]] = focal_ndc.float() * unit_norm
+    intrinsics[:, :2, 2] = 0.5 - principal_ndc.float() * unit_norm
+    return torch.linalg.inv(to_homogeneous(camera_from_world)), intrinsics
 
 
 def z_up_rotation(world_from_camera: Tensor) -> Tensor:

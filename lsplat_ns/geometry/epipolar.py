@@ -130,8 +130,8 @@ def _frame_crossings(origins: Tensor, directions: Tensor, intrinsics_norm: Tenso
             slope = (edge - intrinsics_norm[..., axis, 2]) / intrinsics_norm[..., axis, axis]
             depth.append((slope * o_z - o_axis) / (d_axis - slope * d_z))
             numerator = o_other * (slope * d_z - d_axis) + d_other * (o_axis - slope * o_z)
-            ratio = numerator / (d_z * o_axis - d_axis * o_z)
-            along = intrinsics_norm[..., other, 2] + intrinsics_norm[..., other, other] * ratio
+            numerator = intrinsics_norm[..., other, other] * numerator
+            along = intrinsics_norm[..., other, 2] + numerator / (d_z * o_axis - d_axis * o_z)
             point = [torch.full_like(along, edge), along]
             xy.append(torch.stack(point if axis == 0 else point[::-1], dim=-1))
     depth = torch.stack(depth, dim=-1)
@@ -144,8 +144,8 @@ def depth_of_closest_approach(
 ) -> Tensor:
     """Distance from each ray's origin to where it passes closest to the ray of another camera's image point.
 
-    The meeting point is the middle of the shortest connection. The distance is never negative, even where the point
-    lies behind the origin, and about 1.7e10 for parallel rays.
+    The meeting point is the middle of the shortest connection, found by least squares. The distance is never negative,
+    even where the point lies behind the origin; it is about 1.7e10 for parallel rays.
 
     Args:
         origins: Ray origins [..., 3] in world space.
@@ -155,18 +155,37 @@ def depth_of_closest_approach(
         intrinsics_norm: Intrinsics [..., 3, 3] of the other camera.
 
     Returns:
-        Distances [...] in the precision of the arguments: use float64, because the encoder multiplies the result by
-        up to 2 pi 2^9.
+        Distances [...] in the precision of the arguments. The smaller the angle between two rays, the more it
+        magnifies their rounding.
     """
-    # Differs from upstream: a closed form instead of a float32 least-squares solver, whose rounding it lacks.
     other_origins, other_directions = world_rays(points_xy, world_from_camera, intrinsics_norm)
-    between = origins - other_origins
     cosine = (directions * other_directions).sum(-1, keepdim=True)
-    along = (directions * between).sum(-1, keepdim=True)
-    other_along = (other_directions * between).sum(-1, keepdim=True)
-    parallel = cosine > PARALLEL_COSINE
-    sine_squared = (1 - cosine**2).clamp_min(1e-12)  # opposite directions would divide by zero
-    distance = (cosine * other_along - along) / sine_squared
-    other_distance = (other_along - cosine * along) / sine_squared
-    from_origin = 0.5 * (distance * directions + other_distance * other_directions - between)
-    return torch.where(parallel, PARALLEL_POINT - origins, from_origin).norm(dim=-1)
+    # Least squares as in the original, since float32 directions are not quite unit vectors: the textbook formula for
+    # skew lines takes that differently, and where rays are nearly parallel the answers part by a thousandth.
+    across, other_across = (_off_the_ray(part) for part in (directions, other_directions))
+    matrix = across + other_across
+    vector = (across * origins[..., None, :]).sum(-1) + (other_across * other_origins[..., None, :]).sum(-1)
+    # Differs from upstream: it divides by nearly zero where rays oppose each other. Here they meet in the middle.
+    on_one_line = cosine.abs() > PARALLEL_COSINE
+    matrix = torch.where(on_one_line[..., None], torch.eye(3, dtype=matrix.dtype, device=matrix.device), matrix)
+    vector = torch.where(on_one_line, 0.5 * (origins + other_origins), vector)
+    points = torch.where(cosine > PARALLEL_COSINE, PARALLEL_POINT, _solve(matrix, vector))
+    return (points - origins).norm(dim=-1)
+
+
+def _off_the_ray(directions: Tensor) -> Tensor:
+    """Matrices [..., 3, 3] that give, negated, the part of a vector across unit directions [..., 3]."""
+    identity = torch.eye(3, dtype=directions.dtype, device=directions.device)
+    return directions[..., :, None] * directions[..., None, :] - identity
+
+
+def _solve(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Solutions [..., 3] of regular symmetric systems [..., 3, 3], [..., 3] by Cramer's rule, in their precision.
+
+    In between in float64, because determinants cancel. The systems themselves are what rounding decides: an exact
+    solution of the original's float32 systems lies as close to its results as another float32 solver's.
+    """
+    rows, right = matrix.double().unbind(-2), vector.double()
+    cofactors = torch.stack([torch.linalg.cross(rows[i - 2], rows[i - 1], dim=-1) for i in range(3)], dim=-1)
+    determinant = (rows[0] * cofactors[..., 0]).sum(-1, keepdim=True)
+    return ((right[..., None] * cofactors).sum(-2) / determinant).to(vector.dtype)

@@ -6,6 +6,7 @@ is y. The basis is the one of 3D Gaussian splatting evaluated at (z, x, y), with
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from lsplat_ns.errors import ShapeMismatch
 
 MAX_DEGREE = 4
+POLAR_STEPS = 6
+"""Steps of Newton's iteration to the nearest rotation; two suffice for float32 rounding, six for errors of a fifth."""
 
 C0 = 0.28209479177387814
 C1 = 0.4886025119029199
@@ -47,6 +50,11 @@ def harmonic_basis(directions: Tensor, degree: int, *, regular: bool = False) ->
     Returns:
         [..., (degree + 1)^2], differentiable to the directions.
     """
+    return torch.stack(harmonic_functions(directions, degree, regular=regular), dim=-1)
+
+
+def harmonic_functions(directions: Tensor, degree: int, *, regular: bool = False) -> list[Tensor]:
+    """:func:`harmonic_basis` as a list of (degree + 1)^2 tensors [...]: compiled code need not store them."""
     if not 0 <= degree <= MAX_DEGREE:
         raise ValueError(f"harmonics of degree {degree} were asked for, but only 0 to {MAX_DEGREE} exist")
     x, y, z = directions.unbind(-1)
@@ -79,7 +87,7 @@ def harmonic_basis(directions: Tensor, degree: int, *, regular: bool = False) ->
             -C4[1] * yz * (zz - 3 * xx),
             C4[6] * (zz * (zz - 3 * xx) - xx * (3 * zz - xx)),
         ]
-    return torch.stack(functions, dim=-1)
+    return functions
 
 
 def evaluate_harmonics(coefficients: Tensor, directions: Tensor, degree: int) -> Tensor:
@@ -103,7 +111,7 @@ def rotation_blocks(rotation: Tensor, degree: int, *, consistent: bool = False) 
     """Block-diagonal matrix that rotates coefficients, one block per band.
 
     Block l is the D with Y_l(R d) = D Y_l(d) for the real harmonics Y_l with polar axis y and positive constants,
-    solved exactly on fixed directions in float64. Not differentiable to the rotation, which is orthonormalised first.
+    integrated exactly in float64. Not differentiable to the rotation, which is orthonormalised first.
 
     Args:
         rotation: [..., 3, 3], world from camera.
@@ -120,12 +128,14 @@ def rotation_blocks(rotation: Tensor, degree: int, *, consistent: bool = False) 
             # Y(d) = B(F d), so D(R) in terms of B is the matrix of F R F.
             half_turn = matrix.new_tensor([-1.0, 1.0, -1.0])
             matrix = half_turn[:, None] * matrix * half_turn
-        directions = _sphere_directions().to(matrix.device)
+        # D = integral of Y(R d) Y(d)^T over the sphere, since the Y are orthonormal.
+        directions, weights = _quadrature(matrix)
         rotated = harmonic_basis(directions @ matrix.mT, degree, regular=True)
+        still = weights[:, None] * harmonic_basis(directions, degree, regular=True)
         blocks = matrix.new_zeros(*matrix.shape[:-2], rotated.shape[-1], rotated.shape[-1])
         for band in range(degree + 1):
             span = slice(band**2, (band + 1) ** 2)
-            blocks[..., span, span] = (_inverse_basis(band).to(matrix.device) @ rotated[..., span]).mT
+            blocks[..., span, span] = rotated[..., span].mT @ still[:, span]
         return blocks.to(rotation.dtype)
 
 
@@ -187,33 +197,38 @@ def dc_from_rgb(rgb: Tensor) -> Tensor:
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:
-    """Nearest rotation [..., 3, 3]."""
-    left, _, right = torch.linalg.svd(matrix)
-    last = torch.linalg.det(left @ right)
-    left = torch.cat([left[..., :2], left[..., 2:] * last[..., None, None]], dim=-1)
-    return left @ right
+    """Nearest rotation [..., 3, 3] to a matrix that is one but for rounding, by Newton's iteration (Higham 1986).
+
+    A singular value decomposition gives the same, but on a GPU it waits for the result.
+    """
+    for _ in range(POLAR_STEPS):
+        rows = matrix.unbind(-2)
+        cofactors = torch.stack([torch.linalg.cross(rows[i - 2], rows[i - 1], dim=-1) for i in range(3)], -2)
+        determinant = (cofactors[..., 0, :] * rows[0]).sum(-1)[..., None, None]
+        matrix = 0.5 * (matrix + cofactors / determinant)
+    return matrix
 
 
-@cache
-def _sphere_directions(count: int = 64) -> Tensor:
-    """Well spread unit vectors [count, 3], float64 (a Fibonacci lattice)."""
-    index = torch.arange(count, dtype=torch.float64)
-    height = 1 - (2 * index + 1) / count
-    angle = index * torch.pi * (3 - 5**0.5)
-    ring = (1 - height**2).sqrt()
-    return torch.stack([ring * angle.cos(), height, ring * angle.sin()], dim=-1)
+def _quadrature(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors [50, 3] and weights [50], float64: exact integrals over the sphere of polynomials up to degree 9.
 
-
-@cache
-def _inverse_basis(band: int) -> Tensor:
-    """Pseudo-inverse [2 l + 1, directions] of one regular band at the fixed directions."""
-    return torch.linalg.pinv(harmonic_basis(_sphere_directions(), band, regular=True)[:, band**2 :])
+    Gauss-Legendre nodes along the polar axis times equal steps around it.
+    """
+    near, far = (math.sqrt(5 + sign * 2 * math.sqrt(10 / 7)) / 3 for sign in (-1, 1))
+    heights = like.new_tensor([-far, -near, 0.0, near, far], dtype=torch.float64)
+    inner, outer = ((322 + sign * 13 * math.sqrt(70)) / 900 for sign in (1, -1))
+    weights = like.new_tensor([outer, inner, 128 / 225, inner, outer], dtype=torch.float64)
+    angles = torch.arange(10, device=like.device, dtype=torch.float64) * (2 * torch.pi / 10)
+    height, angle = (part.flatten() for part in torch.meshgrid(heights, angles, indexing="ij"))
+    ring = (1 - height.square()).sqrt()
+    vectors = torch.stack([ring * angle.cos(), height, ring * angle.sin()], dim=-1)
+    return vectors, weights.repeat_interleave(10) * (2 * torch.pi / 10)
 
 
 @cache
 def _to_3dgs_matrix(degree: int) -> Tensor:
-    """Matrix [K, K] from latentSplat's to 3DGS coefficients, solved on the fixed directions."""
-    directions = _sphere_directions()
+    """Matrix [K, K] from latentSplat's to 3DGS coefficients: scalar products of the two bases."""
+    directions, weights = _quadrature(torch.empty(0))
     # The regular functions at (x, y, z) are those of 3DGS at (z, x, y), hence the latter at e are the former at:
     usual = harmonic_basis(directions[:, [1, 2, 0]], degree, regular=True)
-    return torch.linalg.pinv(usual) @ harmonic_basis(directions, degree)
+    return (weights[:, None] * usual).mT @ harmonic_basis(directions, degree)

@@ -2,6 +2,10 @@
 
 Depths, near and far are distances along unit rays, not z (latentSplat's convention; its checkpoints depend on it).
 Cameras have no skew and rigid poses.
+
+Products are summed one by one, in the order of the original's matrix products on a CPU: almost every float32 ray then
+has the bits of the original's, whose rounding the encoder magnifies a hundredfold and more (``geometry.epipolar``). A
+matrix product would leave the order to the BLAS, and the precision to autocast and TF32.
 """
 
 from __future__ import annotations
@@ -33,10 +37,12 @@ def pixel_centers(height: int, width: int, like: Tensor) -> Tensor:
 
 def camera_rays(points_xy: Tensor, intrinsics_norm: Tensor) -> Tensor:
     """Unit directions [..., 3], camera axes, through image points [..., 2]. Intrinsics [..., 3, 3] broadcast."""
-    focal = torch.stack([intrinsics_norm[..., 0, 0], intrinsics_norm[..., 1, 1]], dim=-1)
-    offset = (points_xy - intrinsics_norm[..., :2, 2]) / focal
-    directions = torch.cat([offset, torch.ones_like(offset[..., :1])], dim=-1)
-    return directions / directions.norm(dim=-1, keepdim=True)
+    inverse_focal = 1 / torch.stack([intrinsics_norm[..., 0, 0], intrinsics_norm[..., 1, 1]], dim=-1)
+    offset = points_xy * inverse_focal - intrinsics_norm[..., :2, 2] * inverse_focal
+    length = (
+        (offset.square().sum(-1, keepdim=True) + 1).double().sqrt().to(offset.dtype)
+    )  # torch's own float32 root misrounds
+    return torch.cat([offset, torch.ones_like(length)], dim=-1) / length
 
 
 def world_rays(points_xy: Tensor, world_from_camera: Tensor, intrinsics_norm: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,24 +56,29 @@ def world_rays(points_xy: Tensor, world_from_camera: Tensor, intrinsics_norm: Te
     Returns:
         Origins and unit directions, both [..., 3]. Differentiable to all arguments.
     """
-    directions = camera_rays(points_xy, intrinsics_norm)
-    directions = (world_from_camera[..., :3, :3] @ directions[..., None])[..., 0]
+    x, y, z = camera_rays(points_xy, intrinsics_norm)[..., None, :].unbind(-1)
+    rotation = world_from_camera[..., :3, :3]
+    directions = (rotation[..., 0] * x + rotation[..., 2] * z) + rotation[..., 1] * y
     return world_from_camera[..., :3, 3].expand_as(directions), directions
 
 
 def camera_from_world(vectors: Tensor, world_from_camera: Tensor, *, points: bool) -> Tensor:
-    """World vectors [..., 3] in camera axes; as ``points`` they are moved by the camera centre first."""
+    """World vectors [..., 3] in camera axes; ``points`` are moved by the camera centre first. Poses broadcast.
+
+    A rotation in float32 is not quite orthogonal: its inverse, not its transpose, undoes :func:`world_rays`.
+    """
     if points:
         vectors = vectors - world_from_camera[..., :3, 3]
-    return (world_from_camera[..., :3, :3].transpose(-1, -2) @ vectors[..., None])[..., 0]
+    rotation = torch.linalg.inv_ex(world_from_camera[..., :3, :3]).inverse  # inv would check, and wait for the GPU
+    return (rotation * vectors[..., None, :]).sum(-1)
 
 
 def project_camera_space(points: Tensor, intrinsics_norm: Tensor) -> Tensor:
     """Image points [..., 2] of camera-space points [..., 3]; finite everywhere, meaningless behind the camera."""
-    ratio = points[..., :2] / (points[..., 2:] + FLOAT32_EPSILON)
+    ratio = points / (points[..., 2:] + FLOAT32_EPSILON)  # the last is not quite 1 near the camera
     ratio = ratio.nan_to_num(nan=0.0, posinf=1e8, neginf=-1e8)
     focal = torch.stack([intrinsics_norm[..., 0, 0], intrinsics_norm[..., 1, 1]], dim=-1)
-    return focal * ratio + intrinsics_norm[..., :2, 2]
+    return focal * ratio[..., :2] + intrinsics_norm[..., :2, 2] * ratio[..., 2:]
 
 
 def project(points: Tensor, world_from_camera: Tensor, intrinsics_norm: Tensor) -> tuple[Tensor, Tensor]:

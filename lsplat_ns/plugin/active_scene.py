@@ -6,7 +6,7 @@ views are what nerfstudio calls the train split, its target views the test split
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
 from lsplat_ns.data.batches import PreparationConfig, cameras_of, network_scale, read_views
+from lsplat_ns.data.pair_selection import pair_up
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.transforms import rescale_and_crop
 from lsplat_ns.data.view_sampling import FrameChoice
+from lsplat_ns.fusion import ScenePair
 from lsplat_ns.geometry.conventions import (
     intrinsics_norm_from_px,
     intrinsics_px_from_norm,
@@ -32,21 +34,31 @@ from lsplat_ns.geometry.conventions import (
 )
 from lsplat_ns.geometry.rays import bounds_from_baseline
 from lsplat_ns.geometry.similarity import Similarity
-from lsplat_ns.scene import Cameras, Views
+from lsplat_ns.scene import Cameras, SceneBatch, Views
+
+
+@dataclass(frozen=True)
+class CaptureRecord:
+    """What nerfstudio knows of a capture besides its cameras; passed on, so that its tools say what they always say."""
+
+    image_files: tuple[Path, ...]  # one per frame of the video
+    dataparser_transform: Tensor  # [3, 4], from the capture's original frame
+    dataparser_scale: float  # applied after the transform
 
 
 @dataclass(frozen=True)
 class ActiveScene:
     """A scene with chosen context and target frames, and the way from the network's frame to nerfstudio's.
 
-    Three frames meet here: the dataset's (``video``), the network's (the dataset's in units of the context baseline)
-    and nerfstudio's (upright, scaled to the unit cube).
+    Three frames meet here: the dataset's (``video``), the network's (the dataset's in units of the first context pair's
+    baseline) and nerfstudio's (upright, scaled to the unit cube).
     """
 
     video: PosedVideo
     choice: FrameChoice
     preparation: PreparationConfig
     nerfstudio_from_video: Similarity
+    capture: CaptureRecord | None = None
 
     def __post_init__(self) -> None:
         self.video.check_frames(self.choice.context + self.choice.target)
@@ -59,17 +71,62 @@ class ActiveScene:
     @property
     def network_from_nerfstudio(self) -> Similarity:
         """Where a nerfstudio camera stands in the frame that the network predicts in."""
-        scale = network_scale(self.video, self.choice.context, self.preparation)
+        scale = network_scale(self.video, self.choice.context[:2], self.preparation)
         there = self.nerfstudio_from_video
         return Similarity(there.scale / scale, there.rotation, there.translation).inverse()
 
     @cached_property
+    def pairs(self) -> tuple[ScenePair, ...]:
+        """The context views in pairs, as they are encoded; the first pair's frame is the network's.
+
+        Raises:
+            SceneDataError: If an image cannot be read, or two paired cameras coincide.
+        """
+        frames = self.choice.context
+        views = read_views(self.video, frames, self.preparation.image_size)
+        numbers = pair_up(views.cameras.world_from_camera[0], views.cameras.intrinsics_norm[0])
+        scales = [network_scale(self.video, tuple(frames[i] for i in pair), self.preparation) for pair in numbers]
+        return tuple(
+            ScenePair(
+                views=self._bounded(views.select(list(pair)), scale),
+                scale=scales[0] / scale,
+                new_views=(0, 1) if number == 0 else (1,),
+            )
+            for number, (pair, scale) in enumerate(zip(numbers, scales, strict=True))
+        )
+
+    def _bounded(self, views: Views, scale: float) -> Views:
+        """Views in units of their own baseline, with the bounds that follow from it."""
+        poses = views.cameras.world_from_camera.clone()
+        poses[..., :3, 3] *= scale
+        cameras = replace(views.cameras, world_from_camera=poses)
+        near, far = bounds_from_baseline(cameras, views.size, self.preparation.near_disparity)
+        return replace(views, cameras=cameras.with_bounds(near[:, None], far[:, None]))
+
+    @property
     def context(self) -> Views:
-        """Context views [1, v] in the network's frame, with bounds."""
-        scale = network_scale(self.video, self.choice.context, self.preparation)
-        views = read_views(self.video, self.choice.context, self.preparation.image_size, scale)
-        near, far = bounds_from_baseline(views.cameras, views.size, self.preparation.near_disparity)
-        return Views(views.image, views.cameras.with_bounds(near[:, None], far[:, None]), views.frame)
+        """The first pair of context views [1, 2] in the network's frame, with bounds."""
+        return self.pairs[0].views
+
+    @cached_property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Near and far [1, 1] in the network's frame, between which lies whatever any pair may predict."""
+        near = torch.stack([pair.scale * pair.views.cameras.near[:, :1] for pair in self.pairs])
+        far = torch.stack([pair.scale * pair.views.cameras.far[:, :1] for pair in self.pairs])
+        return near.amin(0), far.amax(0)
+
+    def example(self, targets: tuple[int, ...]) -> SceneBatch:
+        """Context views and the given target frames as a batch of one, in the network's frame.
+
+        Raises:
+            SceneDataError: If an image cannot be read.
+        """
+        scale = network_scale(self.video, self.choice.context[:2], self.preparation)
+        frames = self.choice.context + targets
+        views = read_views(self.video, frames, self.preparation.image_size, scale)
+        views = replace(views, cameras=views.cameras.with_bounds(*self.bounds))
+        count = len(self.choice.context)
+        return SceneBatch(views.select(slice(count)), views.select(slice(count, None)), (self.name,))
 
     def nerfstudio_cameras(self, frames: tuple[int, ...]) -> NerfstudioCameras:
         """Cameras of the cropped frames in nerfstudio's frame."""
@@ -89,7 +146,19 @@ class ActiveScene:
         )
 
     def dataparser_outputs(self, frames: tuple[int, ...]) -> DataparserOutputs:
-        """The frames as nerfstudio wants them. File names are made up: the images come from :class:`SceneDataset`."""
+        """The frames as nerfstudio wants them. The images themselves come from :class:`SceneDataset`.
+
+        File names of a dataset of many scenes are made up.
+        """
+        if self.capture is not None:
+            record = self.capture
+            return DataparserOutputs(
+                image_filenames=[record.image_files[frame] for frame in frames],
+                cameras=self.nerfstudio_cameras(frames),
+                metadata={"scene": self.name},
+                dataparser_transform=record.dataparser_transform,
+                dataparser_scale=record.dataparser_scale,
+            )
         similarity = self.nerfstudio_from_video
         rotation = torch.eye(3) if similarity.rotation is None else similarity.rotation
         translation = torch.zeros(3) if similarity.translation is None else similarity.translation
@@ -139,10 +208,5 @@ def network_camera(
     intrinsics = intrinsics_norm_from_px(
         *(getattr(flat, name).cpu().reshape(()) for name in ("fx", "fy", "cx", "cy")), width, height
     )
-    bounds = scene.context.cameras
-
-    def first(value: Tensor) -> Tensor:
-        return value[:, :1].cpu()
-
-    cameras = Cameras(pose[None, None], intrinsics[None, None], first(bounds.near), first(bounds.far))
+    cameras = Cameras(pose[None, None], intrinsics[None, None], *scene.bounds)
     return cameras.to(device), (height, width)

@@ -17,7 +17,7 @@ from rich.table import Table
 from lsplat_ns.acceleration import accelerate
 from lsplat_ns.geometry.rays import bounds_from_baseline
 from lsplat_ns.latentsplat import LatentSplat
-from lsplat_ns.plugin.drawing import view_outputs
+from lsplat_ns.plugin.drawing import view_outputs, with_spread
 from lsplat_ns.scene import Cameras, Views
 
 SIZE = (256, 256)
@@ -44,6 +44,7 @@ def run_benchmark(network: LatentSplat, repeats: int) -> list[Timing]:
     with torch.no_grad():
         sampled = network.encode(context, generator=torch.Generator(device).manual_seed(0))
         gaussians = sampled.sample(torch.Generator(device).manual_seed(1))
+        shown, black = with_spread(gaussians, sampled.features), torch.zeros(3, device=device)
 
         def view(count: int) -> Callable[[], object]:
             cameras = _cameras_between(context.cameras, count)
@@ -51,8 +52,8 @@ def run_benchmark(network: LatentSplat, repeats: int) -> list[Timing]:
 
         def viewer_frame() -> object:
             return view_outputs(
-                network, gaussians, sampled.features, _cameras_between(context.cameras, 1), SIZE, short_side=SIZE[0],
-                decode=True, seed=None, units_per_network_unit=1.0, background=torch.zeros(3),
+                network, shown, _cameras_between(context.cameras, 1), SIZE, short_side=SIZE[0],
+                decode=True, seed=None, units_per_network_unit=1.0, background=black,
             )  # fmt: skip
 
         return [

@@ -39,8 +39,7 @@ def decoding_size(size: tuple[int, int], short_side: int, multiple: int) -> tupl
 
 def view_outputs(
     network: LatentSplat,
-    gaussians: Gaussians,
-    features: DiagonalGaussian,
+    shown: Gaussians,
     cameras: Cameras,
     size: tuple[int, int],
     *,
@@ -54,8 +53,7 @@ def view_outputs(
 
     Args:
         network: The model.
-        gaussians: What is shown, [1, G].
-        features: Distribution that its features were drawn from; gives the uncertainty.
+        shown: The scene [1, G] from :func:`with_spread`.
         cameras: [1, 1] in the network's frame.
         size: (height, width) of the outputs.
         short_side: Shorter side at which the picture is decoded.
@@ -65,11 +63,9 @@ def view_outputs(
         background: Colour [3] behind the splats.
     """
     inner = decoding_size(size, short_side, network.size_multiple) if decode else size
-    with_spread = replace(gaussians, feature_harmonics=_append_spread(gaussians.feature_harmonics, features))
-    rendering = network.render(with_spread, cameras, inner)
-    channels = gaussians.feature_harmonics.shape[2]
+    rendering = network.render(shown, cameras, inner)
     alpha = rendering.alpha[0, 0]
-    mean, spread = rendering.features[:, :, :channels], rendering.features[0, 0, channels]
+    mean, spread = rendering.features[:, :, :-1], rendering.features[0, 0, -1]
     rendering = replace(rendering, features=mean)
 
     splat = rendering.color[0, 0] + (1 - alpha) * background.to(alpha)[:, None, None]
@@ -95,11 +91,18 @@ def view_outputs(
     return {name: _resized(value, size).permute(1, 2, 0).contiguous() for name, value in maps.items()}
 
 
-def _append_spread(feature_harmonics: Tensor, features: DiagonalGaussian) -> Tensor:
-    """Add one channel: the mean standard deviation of a Gaussian's degree-0 features, constant over directions."""
-    channel = torch.zeros_like(feature_harmonics[:, :, :1])
+def with_spread(gaussians: Gaussians, features: DiagonalGaussian) -> Gaussians:
+    """A scene as :func:`view_outputs` draws it, made once per scene: with one more feature channel.
+
+    The channel holds the mean standard deviation of a Gaussian's degree-0 features, the same from all directions.
+
+    Args:
+        gaussians: A draw or the mode, [1, G].
+        features: The distribution that its features were drawn from.
+    """
+    channel = torch.zeros_like(gaussians.feature_harmonics[:, :, :1])
     channel[..., 0] = features.std[..., 0].mean(2, keepdim=True)
-    return torch.cat([feature_harmonics, channel], dim=2)
+    return replace(gaussians, feature_harmonics=torch.cat([gaussians.feature_harmonics, channel], dim=2))
 
 
 def _latent_preview(latent: Tensor, alpha: Tensor) -> Tensor:

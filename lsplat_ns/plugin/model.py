@@ -24,14 +24,15 @@ from lsplat_ns.acceleration import accelerate
 from lsplat_ns.checkpoints.exports import viewer_gaussians
 from lsplat_ns.checkpoints.pretrained import load_pretrained
 from lsplat_ns.errors import CheckpointMismatch
+from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, PerceptualDistance
 from lsplat_ns.losses.objective import step_losses
 from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
-from lsplat_ns.plugin.drawing import message_outputs, view_outputs
+from lsplat_ns.plugin.drawing import message_outputs, view_outputs, with_spread
 from lsplat_ns.plugin.optimizers import FINE_TUNED
 from lsplat_ns.plugin.viewer_panel import ViewerPanel
-from lsplat_ns.scene import Gaussians, SceneBatch, VariationalGaussians
+from lsplat_ns.scene import Cameras, Gaussians, SceneBatch, VariationalGaussians
 
 
 @dataclass
@@ -71,8 +72,14 @@ class PredictedScene:
     """An active scene with the Gaussians predicted for it, both in the network's frame."""
 
     scene: ActiveScene
-    distribution: VariationalGaussians
-    gaussians: Gaussians
+    fused: FusedGaussians  # from one pair of context views, or several
+    gaussians: Gaussians  # the mode or a draw of it
+    shown: Gaussians  # the same with the spread of its features, as views are drawn
+
+    @property
+    def distribution(self) -> VariationalGaussians:
+        """The predicted distribution, without the layers it came in."""
+        return self.fused.gaussians
 
 
 class LatentSplatModel(SplatfactoModel):
@@ -196,18 +203,37 @@ class LatentSplatModel(SplatfactoModel):
         try:
             sample = self.config.scene_mode == "sample"
             generator = torch.Generator(self.device).manual_seed(self.config.scene_seed)
-            distribution = self.network.encode(
-                scene.context.to(self.device), step=self.step, deterministic=not sample, generator=generator
+            count = len(scene.pairs)
+            fused = predict_scene(
+                self.network,
+                [pair.to(self.device) for pair in scene.pairs],
+                step=self.step,
+                deterministic=not sample,
+                generator=generator,
+                on_pair=(lambda done: CONSOLE.print(f"Encoded pair {done} of {count}")) if count > 1 else None,
             )
+            distribution = fused.gaussians
             gaussians = distribution.sample(generator) if sample else distribution.mode()
-            return PredictedScene(scene, distribution, gaussians)
+            return PredictedScene(scene, fused, gaussians, with_spread(gaussians, distribution.features))
         finally:
             self.train(was_training)
 
+    @torch.no_grad()
     def accelerate(self) -> None:
-        """Make inference faster, as configured. For tools that do not train: weights are copied."""
-        if self.config.acceleration != "off":
-            accelerate(self.network, compiled=self.config.acceleration == "compiled")
+        """Make inference faster, as configured. For tools that do not train: weights are copied.
+
+        Compiled code is made now, behind a progress line, and not when the first picture is wanted.
+        """
+        if self.config.acceleration == "off":
+            return
+        compiled = self.config.acceleration == "compiled"
+        accelerate(self.network, compiled)
+        if compiled and self.network.fast is not None and self._scene is not None:
+            CONSOLE.print("Compiling the networks: a minute or two the first time, less when torch has cached it")
+            with CONSOLE.status("Compiling"):
+                prediction = self.prediction()
+                first = prediction.scene.context.cameras.select([0]).to(self.device)
+                self._view(prediction, prediction.shown, first, prediction.scene.preparation.image_size)
 
     # ------------------------------------------------------------------------------------------------- rendering
 
@@ -244,18 +270,26 @@ class LatentSplatModel(SplatfactoModel):
             size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
             return message_outputs("no scene is loaded", size, self.device)
         cameras, size = network_camera(camera, prediction.scene, self.device)
-        gaussians, distribution = prediction.gaussians, prediction.distribution
+        shown = prediction.shown
         if obb_box is not None:
-            inside = obb_box.within(self.means).to(self.device)
-            gaussians, distribution = gaussians.select(inside), distribution.select(inside)
+            shown = shown.select(obb_box.within(self.means).to(self.device))
+        return self._view(prediction, shown, cameras, size, decode=self.viewer_control.should_decode())
+
+    def _view(
+        self,
+        prediction: PredictedScene,
+        shown: Gaussians,
+        cameras: Cameras,
+        size: Tuple[int, int],
+        decode: bool = True,
+    ) -> Dict[str, Tensor]:
         return view_outputs(
             self.network,
-            gaussians,
-            distribution.features,
+            shown,
             cameras,
             size,
             short_side=self.config.view_size or min(prediction.scene.preparation.image_size),
-            decode=self.viewer_control.should_decode(),
+            decode=decode,
             seed=self.config.scene_seed if self.config.scene_mode == "sample" else None,
             units_per_network_unit=1.0 / prediction.scene.network_from_nerfstudio.scale,
             background=self.background_color,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +15,11 @@ from torch import Tensor
 
 from lsplat_ns.errors import MissingExtra
 from lsplat_ns.rendering.rasterization import Ellipsoids, Maps, PixelCameras
+
+TILE = 16
+"""Side of the screen tiles that Gaussians are sorted into, in pixels."""
+CHANNELS_AT_ONCE = 32
+"""More channels than this do not fit into the kernels' shared memory."""
 
 
 def rasterize_with_gsplat(
@@ -26,19 +33,69 @@ def rasterize_with_gsplat(
     """Splat one scene into V views with gsplat's CUDA kernels (classic mode, float32).
 
     Takes and gives what :func:`lsplat_ns.rendering.reference.rasterize_in_pytorch` does; ``blur`` is added to the
-    variances on screen, in px^2. Channels that are not attached to the geometry cost a second pass. Raises
-    MissingExtra when gsplat cannot run.
+    variances on screen, in px^2. Gaussians are projected and sorted once, also where some channels are not attached to
+    the geometry; those are blended on their own. Raises MissingExtra when gsplat cannot run.
     """
     channels = values.shape[-1]
     attached = channels if attached is None else attached
-    maps, alpha = _per_near_plane(ellipsoids, values[..., :attached], cameras, size, blur, with_depth=True)
-    drawn, depth_z = maps[..., :attached], maps[..., attached]
-    if attached < channels:
-        rest, _ = _per_near_plane(
-            ellipsoids.detach(), values[..., attached:], cameras.detach(), size, blur, with_depth=False
-        )
-        drawn = torch.cat([drawn, rest], -1)
-    return Maps(drawn.permute(0, 3, 1, 2), depth_z, alpha[..., 0])
+    parts = []
+    planes = cameras.z_min.tolist()
+    same = len(set(planes)) == 1  # gsplat has one near plane per call
+    for views in [slice(0, len(planes))] if same else [slice(i, i + 1) for i in range(len(planes))]:
+        screen = _project(ellipsoids, cameras.at(views), size, planes[views.start], blur)
+        depth_z = screen.depth_z[..., None]
+        drawn, alpha = screen.blend(torch.cat([values[views, :, :attached], depth_z], -1))
+        depth_z = drawn[..., attached]
+        drawn = drawn[..., :attached]
+        if attached < channels:
+            rest, _ = screen.detach().blend(values[views, :, attached:])
+            drawn = torch.cat([drawn, rest], -1)
+        parts.append(Maps(drawn.permute(0, 3, 1, 2), depth_z, alpha[..., 0]))
+    return Maps.concat(parts)
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """Gaussians projected into V views, and which of them touch which tile, nearest first."""
+
+    means: Tensor  # [V, G, 2] px
+    conics: Tensor  # [V, G, 3]
+    opacities: Tensor  # [V, G]
+    depth_z: Tensor  # [V, G]
+    tile_offsets: Tensor  # [V, tile rows, tile columns]
+    order: Tensor  # [touches]
+    size: tuple[int, int]
+
+    def detach(self) -> _Screen:
+        """The same, out of reach of gradients."""
+        return replace(self, means=self.means.detach(), conics=self.conics.detach(), opacities=self.opacities.detach())
+
+    def blend(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps [V, height, width, C] of values [V, G, C], and alpha [V, height, width, 1]."""
+        drawn = [
+            _gsplat().rasterize_to_pixels(
+                self.means, self.conics, part, self.opacities, self.size[1], self.size[0], TILE, self.tile_offsets,
+                self.order,
+            )
+            for part in values.split(CHANNELS_AT_ONCE, -1)
+        ]  # fmt: skip
+        maps = drawn[0][0] if len(drawn) == 1 else torch.cat([maps for maps, _ in drawn], -1)
+        return maps, drawn[0][1]
+
+
+def _project(ellipsoids: Ellipsoids, cameras: PixelCameras, size: tuple[int, int], near: float, blur: float) -> _Screen:
+    """Project and sort. The triangle of the covariances is taken by slices: gsplat's own indexing waits for the GPU."""
+    gsplat, (height, width) = _gsplat(), size
+    rows = [ellipsoids.covariances[:, row, row:] for row in range(3)]
+    radii, means, depth_z, conics, _ = gsplat.fully_fused_projection(
+        ellipsoids.means, torch.cat(rows, -1), None, None, cameras.camera_from_world, cameras.intrinsics_px,
+        width, height, eps2d=blur, near_plane=near, radius_clip=0.0, packed=False,
+    )  # fmt: skip
+    tiles = math.ceil(width / TILE), math.ceil(height / TILE)
+    _, touches, order = gsplat.isect_tiles(means, radii, depth_z, TILE, *tiles, packed=False)
+    offsets = gsplat.isect_offset_encode(touches, len(means), *tiles)
+    opacities = ellipsoids.opacities.expand(len(means), -1)
+    return _Screen(means, conics, opacities, depth_z, offsets, order, size)
 
 
 @cache
@@ -78,32 +135,3 @@ def _gsplat() -> ModuleType:
     if _backend._C is None:
         raise MissingExtra("gsplat was installed without CUDA kernels; reinstall it, or use the reference backend")
     return gsplat
-
-
-def _per_near_plane(
-    ellipsoids: Ellipsoids, values: Tensor, cameras: PixelCameras, size: tuple[int, int], blur: float, with_depth: bool
-) -> tuple[Tensor, Tensor]:
-    """Maps [V, height, width, C (+ 1)] and alpha [V, height, width, 1]; gsplat has one near plane per call."""
-    planes = cameras.z_min.tolist()
-    groups = [slice(0, len(planes))] if len(set(planes)) == 1 else [slice(i, i + 1) for i in range(len(planes))]
-    drawn = []
-    for views in groups:
-        maps, alpha, _ = _gsplat().rasterization(
-            means=ellipsoids.means,
-            quats=None,
-            scales=None,
-            covars=ellipsoids.covariances,
-            opacities=ellipsoids.opacities,
-            colors=values[views],
-            viewmats=cameras.camera_from_world[views],
-            Ks=cameras.intrinsics_px[views],
-            width=size[1],
-            height=size[0],
-            near_plane=planes[views.start],
-            eps2d=blur,
-            radius_clip=0.0,
-            packed=False,
-            render_mode=("RGB+D" if values.shape[-1] else "D") if with_depth else "RGB",
-        )
-        drawn.append((maps, alpha))
-    return tuple(torch.cat(parts) for parts in zip(*drawn, strict=True))

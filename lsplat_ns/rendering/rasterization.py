@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -33,13 +34,15 @@ class PixelCameras:
 
     camera_from_world: Tensor  # [..., 4, 4], OpenCV axes
     intrinsics_px: Tensor  # [..., 3, 3], without skew
-    z_min: Tensor  # [...], Gaussians nearer than this are not drawn, in world units
+    z_min: Tensor  # [...], Gaussians nearer than this are not drawn, in world units; on the CPU, where gsplat wants it
 
     def select(self, scene: int, views: slice) -> PixelCameras:
         """Some views of one scene, from leading axes [b, t]."""
-        return PixelCameras(
-            self.camera_from_world[scene, views], self.intrinsics_px[scene, views], self.z_min[scene, views]
-        )
+        return self.at((scene, views))
+
+    def at(self, index: slice | tuple[int, slice]) -> PixelCameras:
+        """The cameras at an index into the leading axes."""
+        return PixelCameras(self.camera_from_world[index], self.intrinsics_px[index], self.z_min[index])
 
     def detach(self) -> PixelCameras:
         """The same cameras, out of reach of gradients."""
@@ -56,40 +59,63 @@ class Maps:
 
     @staticmethod
     def concat(parts: list[Maps]) -> Maps:
-        """All views of the parts."""
+        """All views of the parts; a single one is not copied."""
+        if len(parts) == 1:
+            return parts[0]
         return Maps(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Maps)))
 
 
 def pixel_cameras(
-    cameras: Cameras, size: tuple[int, int], principal_point: Literal["centred", "true"], near_cull: float
+    cameras: Cameras,
+    size: tuple[int, int],
+    principal_point: Literal["centred", "true"],
+    near_cull: float,
+    pinholes: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> PixelCameras:
     """Cameras of one image size (height, width); leading axes [...] stay. Differentiable to poses and intrinsics.
 
     ``centred`` derives the focal length from the field of view between the middles of opposite image edges and puts
     the principal point into the image centre, as the original's renderer does; ``true`` keeps the intrinsics.
+    ``pinholes`` stands in for :func:`matrices_in_pixels`, e.g. a compiled version of it.
     """
+    z_min = (near_cull * cameras.near).cpu()  # first of all: later this would wait for everything before it
+    pinholes = pinholes or matrices_in_pixels
+    matrices = pinholes(cameras.world_from_camera, cameras.intrinsics_norm, size, principal_point)
+    return PixelCameras(*matrices, z_min)
+
+
+def matrices_in_pixels(
+    world_from_camera: Tensor, intrinsics_norm: Tensor, size: tuple[int, int], principal_point: str
+) -> tuple[Tensor, Tensor]:
+    """The matrices of :class:`PixelCameras`: camera_from_world [..., 4, 4] and intrinsics_px [..., 3, 3]."""
     height, width = size
-    normalised = cameras.intrinsics_norm
     if principal_point == "centred":
-        tangents = _half_angle_tangents(normalised)
-        focal = 0.5 / tangents
+        focal = 0.5 / _half_angle_tangents(intrinsics_norm)
         centre = torch.full_like(focal, 0.5)
     else:
-        focal, centre = normalised.diagonal(dim1=-2, dim2=-1)[..., :2], normalised[..., :2, 2]
-    pixels = focal.new_tensor([width, height])
+        focal, centre = intrinsics_norm.diagonal(dim1=-2, dim2=-1)[..., :2], intrinsics_norm[..., :2, 2]
+    pixels = torch.stack([torch.full_like(focal[..., 0], width), torch.full_like(focal[..., 0], height)], -1)
     intrinsics = torch.diag_embed(torch.cat([focal * pixels, torch.ones_like(focal[..., :1])], -1))
     shift = torch.nn.functional.pad((centre * pixels)[..., None], (2, 0, 0, 1))
-    camera_from_world = torch.linalg.inv_ex(cameras.world_from_camera).inverse
-    return PixelCameras(camera_from_world, intrinsics + shift, near_cull * cameras.near)
+    return _inverse_of_rigid(world_from_camera), intrinsics + shift
+
+
+def _inverse_of_rigid(poses: Tensor) -> Tensor:
+    """Inverses [..., 4, 4] of rigid motions; a handful of launches on a GPU, where a general one takes twenty."""
+    rotation = poses[..., :3, :3].mT
+    upper = torch.cat([rotation, -rotation @ poses[..., :3, 3:]], -1)
+    return torch.cat([upper, poses[..., 3:, :]], -2)
 
 
 def _half_angle_tangents(intrinsics_norm: Tensor) -> Tensor:
-    """Tangents [..., 2] of half the horizontal and vertical field of view.
+    """Tangents [..., 2] of half the horizontal and vertical field of view, between the middles of opposite edges.
 
-    tan(a / 2) = |u x v| / (|u| |v| + u . v) avoids the arc cosine, which loses half the digits at small angles.
+    tan(a / 2) = |u x v| / (|u| |v| + u . v) avoids the arc cosine, which loses half the digits at small angles. With
+    u = (p, m, 1) and v = (q, m, 1), where p and q are the edges and m the middle of the other axis, |u x v| is
+    |q - p| sqrt(m^2 + 1).
     """
-    edges = intrinsics_norm.new_tensor([[0, 0.5, 1], [1, 0.5, 1], [0.5, 0, 1], [0.5, 1, 1]])
-    left, right, top, bottom = (edges @ torch.linalg.inv_ex(intrinsics_norm).inverse.mT).unbind(-2)
-    first, second = torch.stack([left, top], -2), torch.stack([right, bottom], -2)
-    cross = torch.linalg.cross(first, second, dim=-1).norm(dim=-1)
-    return cross / (first.norm(dim=-1) * second.norm(dim=-1) + (first * second).sum(-1))
+    focal, centre = intrinsics_norm.diagonal(dim1=-2, dim2=-1)[..., :2], intrinsics_norm[..., :2, 2]
+    first, second = -centre / focal, (1 - centre) / focal
+    across = 1 + (0.5 * (first + second)).flip(-1).square()  # m^2 + 1
+    lengths = ((first.square() + across) * (second.square() + across)).sqrt()
+    return (second - first) * across.sqrt() / (lengths + first * second + across)

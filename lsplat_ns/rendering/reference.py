@@ -54,7 +54,7 @@ def project(
             ellipsoids.means @ cameras.camera_from_world[:, 2, :3, None]
             + cameras.camera_from_world[:, 2, 3, None, None]
         )
-        in_front = depth_z[..., 0] > cameras.z_min[:, None]
+        in_front = depth_z[..., 0] > cameras.z_min[:, None].to(depth_z.device)
         view, source = in_front.nonzero().unbind(-1)
         means, covariances, _ = _ellipses(ellipsoids, cameras, view, source, size, rules)
         opacities = ellipsoids.opacities[source]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lsplat_ns.errors import ConfigError, ShapeMismatch
-from lsplat_ns.geometry.harmonics import coefficient_count, harmonic_basis
+from lsplat_ns.geometry.harmonics import coefficient_count, harmonic_functions
 from lsplat_ns.rendering.compositing import GSPLAT_RULES, ORIGINAL_RULES
 from lsplat_ns.rendering.gsplat_adapter import gsplat_status, rasterize_with_gsplat
 from lsplat_ns.rendering.rasterization import Ellipsoids, Maps, PixelCameras, pixel_cameras
@@ -20,7 +20,7 @@ from lsplat_ns.scene import Cameras, Gaussians, Rendering
 
 __all__ = ["SplattingConfig", "gsplat_status", "splat"]
 
-VALUES_AT_ONCE = 1 << 21
+VALUES_AT_ONCE = 1 << 22
 """Views are drawn together up to this many pairs of view and Gaussian."""
 
 
@@ -51,6 +51,14 @@ class SplattingConfig:
             raise ConfigError(f"splatting color_degree must be 0 to 4, but is {self.color_degree}")
 
 
+@dataclass(frozen=True)
+class SplattingParts:
+    """Steps of :func:`splat` that may be replaced by faster functions of the same results, such as compiled ones."""
+
+    values: Callable[..., Tensor] | None = None  # for values_seen_from
+    pinholes: Callable[..., tuple[Tensor, Tensor]] | None = None  # for rasterization.matrices_in_pixels
+
+
 def splat(
     gaussians: Gaussians,
     cameras: Cameras,
@@ -59,7 +67,7 @@ def splat(
     *,
     color: bool = True,
     features: bool = True,
-    evaluate: Callable[..., Tensor] | None = None,
+    parts: SplattingParts | None = None,
 ) -> Rendering:
     """Render Gaussians from target cameras.
 
@@ -70,7 +78,7 @@ def splat(
         config: None stands for the defaults.
         color: Draw the colour map.
         features: Draw the feature map, if the Gaussians have features.
-        evaluate: Stands in for :func:`values_seen_from`, e.g. a compiled version of it.
+        parts: Faster stand-ins for some steps.
 
     Returns:
         Rendering [b, t] on black: colours are offset by 1/2 and clamped at 0 per Gaussian, features only offset.
@@ -84,35 +92,41 @@ def splat(
 
     Source: latentSplat's splatting decoder and its rasteriser; 3D Gaussian splatting (Kerbl et al. 2023).
     """
-    config = config or SplattingConfig()
+    config, parts = config or SplattingConfig(), parts or SplattingParts()
     _check(gaussians, cameras, size)
     gaussians = _in_type(gaussians, cameras.world_from_camera.dtype)
     feature_harmonics = gaussians.feature_harmonics if features else None
     rasterize = _rasterizer(config, gaussians, cameras, color)
     with torch.autocast(gaussians.means.device.type, enabled=False):
-        pixels = pixel_cameras(cameras, size, config.principal_point, config.near_cull)
+        pixels = pixel_cameras(cameras, size, config.principal_point, config.near_cull, parts.pinholes)
         scenes = []
         for scene in range(len(gaussians.means)):
-            ellipsoids = Ellipsoids(
-                gaussians.means[scene], _symmetric(gaussians.covariances[scene]), gaussians.opacities[scene]
-            )
+            covariances = gaussians.covariances[scene]
+            if covariances.requires_grad:
+                covariances = _symmetric(covariances)
+            ellipsoids = Ellipsoids(gaussians.means[scene], covariances, gaussians.opacities[scene])
             coefficients = (
                 gaussians.color_harmonics[scene] if color else None,
                 None if feature_harmonics is None else feature_harmonics[scene],
             )
-            parts = []
+            groups = []
             for views in _view_groups(gaussians.count, cameras.near.shape[1]):
                 origins = cameras.origins[scene, views]
-                values = (evaluate or values_seen_from)(ellipsoids.means, origins, *coefficients, config)
-                parts.append(rasterize(ellipsoids, values, pixels.select(scene, views), size))
-            scenes.append(Maps.concat(parts))
-    maps = torch.stack([scene.values for scene in scenes])
+                values = (parts.values or values_seen_from)(ellipsoids.means, origins, *coefficients, config)
+                groups.append(rasterize(ellipsoids, values, pixels.select(scene, views), size))
+            scenes.append(Maps.concat(groups))
+    maps = _stacked([scene.values for scene in scenes])
     return Rendering(
-        alpha=torch.stack([scene.alpha for scene in scenes]),
-        depth_z=torch.stack([scene.depth_z for scene in scenes]),
+        alpha=_stacked([scene.alpha for scene in scenes]),
+        depth_z=_stacked([scene.depth_z for scene in scenes]),
         color=maps[:, :, :3] if color else None,
         features=None if feature_harmonics is None else maps[:, :, 3 if color else 0 :],
     )
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    """The tensors along a new first axis; a single one is not copied."""
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _in_type(gaussians: Gaussians, dtype: torch.dtype) -> Gaussians:
@@ -165,19 +179,22 @@ def values_seen_from(
     degrees[0] = min(degrees[0], config.color_degree)
     if max(degrees) < 0:
         return means.new_zeros(len(origins), len(means), 0)
-    basis = harmonic_basis(normalize(means - origins[:, None], dim=-1), max(degrees))
+    functions = harmonic_functions(normalize(means - origins[:, None], dim=-1), max(degrees))
     values = []
     for part, degree, offset in zip((color, features), degrees, (0.5, config.feature_offset), strict=True):
         if part is not None:
             count = coefficient_count(degree)
-            values.append(_weighted_sum(basis[..., :count], part[..., :count]) + offset)
+            values.append(_weighted_sum(functions[:count], part[..., :count]) + offset)
     if color is not None:
         values[0] = values[0].clamp_min(0)
     return torch.cat(values, -1)
 
 
-def _weighted_sum(basis: Tensor, coefficients: Tensor) -> Tensor:
-    """Basis [V, G, K] times coefficients [G, C, K], summed over K: [V, G, C]."""
+def _weighted_sum(functions: list[Tensor], coefficients: Tensor) -> Tensor:
+    """K basis functions [V, G] times coefficients [G, C, K], summed over K: [V, G, C]."""
+    if torch.compiler.is_compiling():  # unrolled, so that all of it becomes one kernel that writes nothing in between
+        return sum(function[..., None] * coefficients[..., k] for k, function in enumerate(functions))
+    basis = torch.stack(functions, -1)
     if basis.is_cuda:  # one tiny matrix product per Gaussian takes five times as long there
         return (basis[..., None, :] * coefficients).sum(-1)
     return torch.einsum("vgk,gck->vgc", basis, coefficients)

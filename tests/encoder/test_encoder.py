@@ -9,7 +9,11 @@ from torch import nn
 from lsplat_ns.encoder.backbones import BackboneConfig, expand_blocks
 from lsplat_ns.encoder.depth_head import DepthHeadConfig
 from lsplat_ns.encoder.encoder import Encoder, EncoderConfig
-from lsplat_ns.encoder.epipolar_transformer import EpipolarTransformerConfig, ImageSelfAttentionConfig
+from lsplat_ns.encoder.epipolar_transformer import (
+    EpipolarTransformerConfig,
+    ImageSelfAttentionConfig,
+    sample_epipolar_lines,
+)
 from lsplat_ns.encoder.gaussian_head import GaussianHeadConfig
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.geometry.rays import bounds_from_baseline, project
@@ -60,6 +64,26 @@ def test_the_same_seed_draws_the_same_gaussians_and_another_does_not():
     )
     assert torch.equal(first.means, again.means)
     assert not torch.equal(first.means, other.means)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_encoder_is_one_graph(deterministic: bool):
+    network, context = encoder().eval(), views()
+    noise = None if deterministic else network.draw_depth_noise(context)
+    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=False)
+    with torch.no_grad():
+        found, wanted = (part(context, deterministic=deterministic, depth_noise=noise) for part in (compiled, network))
+    assert torch.equal(found.means, wanted.means)
+
+
+def test_mixed_precision_leaves_the_geometry_in_float32():
+    features, cameras = torch.randn(1, 2, 4, 8, 12), views().cameras
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = sample_epipolar_lines(features, cameras, 4)
+    exact = sample_epipolar_lines(features, cameras, 4)
+    assert torch.equal(mixed.points_xy, exact.points_xy)
+    assert torch.equal(mixed.relative_disparity, exact.relative_disparity)
+    assert exact.relative_disparity.std() > 0.05
 
 
 def test_a_deterministic_encoding_draws_no_random_number():

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from nerfstudio.cameras.cameras import Cameras
 
+from lsplat_ns.data.demo_scenes.renderer import Camera
+from lsplat_ns.data.demo_scenes.writers import pytorch3d_viewpoint
 from lsplat_ns.geometry.conventions import (
+    cameras_from_pytorch3d,
     cameras_from_re10k_rows,
     intrinsics_norm_from_px,
     intrinsics_px_from_norm,
@@ -11,7 +15,7 @@ from lsplat_ns.geometry.conventions import (
     opengl_from_opencv,
     z_up_rotation,
 )
-from lsplat_ns.geometry.rays import pixel_centers, world_rays
+from lsplat_ns.geometry.rays import pixel_centers, project, world_rays
 from lsplat_ns.geometry.similarity import Similarity
 from lsplat_ns.geometry.trajectories import fly_through, poses_between
 
@@ -102,3 +106,38 @@ def test_a_flight_starts_and_ends_at_its_first_camera_and_passes_the_second() ->
 def test_interpolating_equal_poses_stays_put() -> None:
     pose = random_pose(9)
     torch.testing.assert_close(poses_between(pose, pose, torch.tensor([0.0, 0.5, 1.0])), pose.expand(3, 4, 4))
+
+
+@pytest.mark.parametrize("isotropic", [True, False])
+@pytest.mark.parametrize("size", [(30, 44), (44, 30)])
+def test_pytorch3d_cameras_project_as_pytorch3d_does(isotropic: bool, size: tuple[int, int]) -> None:
+    """Step by step after PyTorch3D's own definitions: row vectors, +x left and +y up, NDC of the image's centre."""
+    height, width = size
+    rotation, translation = random_pose(10)[:3, :3], torch.tensor([0.2, -0.3, 5.0])
+    focal, principal = torch.tensor([2.1, 1.7]), torch.tensor([0.12, -0.08])
+    points = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    in_camera = points @ rotation + translation
+    ndc = focal * in_camera[:, :2] / in_camera[:, 2:] + principal
+    unit_px = torch.tensor([min(size), min(size)] if isotropic else [width, height]) / 2
+    expected_px = torch.tensor([width, height]) / 2 - ndc * unit_px
+
+    world_from_camera, intrinsics_norm = cameras_from_pytorch3d(
+        rotation[None], translation[None], focal[None], principal[None], torch.tensor([size]), torch.tensor([isotropic])
+    )
+    seen, _ = project(points, world_from_camera, intrinsics_norm)
+    torch.testing.assert_close(seen * torch.tensor([width, height]), expected_px, atol=1e-4, rtol=1e-4)
+    centre = -translation @ rotation.T
+    torch.testing.assert_close(world_from_camera[0, :3, 3], centre, atol=1e-5, rtol=1e-5)
+    assert torch.linalg.det(world_from_camera[0, :3, :3]) > 0.999
+
+
+def test_demo_cameras_survive_the_way_through_pytorch3d() -> None:
+    pose, size = random_pose(11).double().numpy(), (30, 44)
+    view = pytorch3d_viewpoint(Camera(pose, (0.8, 1.1)), size)
+    world_from_camera, intrinsics_norm = cameras_from_pytorch3d(
+        *(torch.tensor(view[key])[None] for key in ("R", "T", "focal_length", "principal_point")),
+        torch.tensor([size]),
+        torch.tensor([True]),
+    )
+    torch.testing.assert_close(world_from_camera[0].double(), torch.from_numpy(pose), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(intrinsics_norm[0].diagonal()[:2], torch.tensor([0.8, 1.1]))

@@ -4,11 +4,14 @@ import pytest
 import torch
 from parity import recording
 
-from lsplat_ns.geometry.epipolar import depth_of_closest_approach, project_rays
+from lsplat_ns.geometry.epipolar import _solve, depth_of_closest_approach, project_rays
 from lsplat_ns.geometry.rays import pixel_centers, project, world_rays
 
 SAME_CENTER = 2
 """The recorded pair of cameras with one centre. What the original finds there is rounding noise."""
+
+NEARLY_PARALLEL = 0.995
+"""Cosine of the angle between two rays beyond which the distance to where they meet is little more than rounding."""
 
 SEGMENT_OUTPUTS = {
     "overlaps_image": "overlaps",
@@ -43,16 +46,21 @@ def test_segments_match_the_recording(name: str, dtype: torch.dtype):
         assert torch.allclose(actual, recorded[key][seen], rtol=1e-4, atol=2e-6), key
 
 
-def test_depths_match_the_recording_as_far_as_its_float32_solver_is_exact():
-    case, rays, camera = recorded_pairs(torch.float64)
+def deviation_of_depths() -> tuple[torch.Tensor, torch.Tensor]:
+    """Relative deviations of float32 depths from the recorded ones, and the cosines of the angles between the rays."""
+    case, rays, camera = recorded_pairs(torch.float32)
     rays, camera = ([part[DISTINCT, :, None] for part in parts] for parts in (rays, camera))
-    points = torch.from_numpy(case.outputs["get_depth/xy"])[DISTINCT].double()
-    recorded = torch.from_numpy(case.outputs["get_depth/depth"])[DISTINCT].double()
+    points = torch.from_numpy(case.outputs["get_depth/xy"])[DISTINCT]
+    recorded = torch.from_numpy(case.outputs["get_depth/depth"])[DISTINCT]
     relative = (depth_of_closest_approach(*rays, points, *camera) / recorded - 1).abs()
-    cosine = (rays[1] * world_rays(points, *camera)[1]).sum(-1)
-    assert relative.median() < 1e-6
-    assert relative[cosine < 0.995].max() < 1e-4
-    assert relative.max() < 2e-2  # nearly parallel rays
+    return relative, (rays[1] * world_rays(points, *camera)[1]).sum(-1)
+
+
+def test_depths_match_the_recording():
+    relative, cosine = deviation_of_depths()
+    assert relative.median() < 5e-7
+    assert relative[cosine < NEARLY_PARALLEL].max() < 5e-5
+    assert relative.max() < 2e-2
 
 
 def test_the_depth_of_a_seen_point_is_its_distance():
@@ -101,13 +109,31 @@ def test_a_view_behind_sees_nothing_and_its_samples_are_the_corner():
     assert (segments.sample(5) == 0).all()
 
 
-def test_depths_are_finite_for_parallel_and_opposite_rays():
-    intrinsics = torch.tensor([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1.0]], dtype=torch.float64)
+def looking_back(turn: float) -> tuple:
+    """The middle ray of one camera, and the camera one unit to its right, turned about its vertical axis or not."""
+    intrinsics = torch.tensor([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]], dtype=torch.float64)
+    pose = torch.diag(torch.tensor([turn, 1.0, turn, 1.0], dtype=torch.float64))
+    pose[0, 3] = 1.0
     center = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    for turn in (1.0, -1.0):
-        pose = torch.diag(torch.tensor([turn, 1.0, turn, 1.0], dtype=torch.float64))
-        pose[0, 3] = 1.0
-        origins, directions = world_rays(center, torch.eye(4, dtype=torch.float64), intrinsics)
-        depth = depth_of_closest_approach(origins, directions, center, pose, intrinsics)
-        assert torch.isfinite(depth)
-        assert turn < 0 or depth > 1e10
+    return world_rays(center, torch.eye(4, dtype=torch.float64), intrinsics), center, (pose, intrinsics)
+
+
+def test_parallel_rays_meet_at_infinity():
+    rays, center, camera = looking_back(1.0)
+    assert 1e10 < depth_of_closest_approach(*rays, center, *camera) < torch.inf
+
+
+def test_opposite_rays_meet_half_way_between_their_cameras():
+    rays, center, camera = looking_back(-1.0)
+    assert depth_of_closest_approach(*rays, center, *camera) == 0.5
+
+
+def test_the_meeting_point_is_exact_for_the_float32_system_even_at_a_hundredth_of_a_radian():
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.tensor([0.0, 0.0, 1.0]) + 0.005 * torch.randn(2, 100, 3, generator=generator)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
+    matrix = (directions[..., :, None] * directions[..., None, :] - torch.eye(3)).sum(0)
+    vector = torch.randn(100, 3, generator=generator)
+    exact = torch.linalg.solve(matrix.double(), vector.double())
+    assert torch.linalg.cond(matrix).median() > 1e4
+    assert torch.allclose(_solve(matrix, vector), exact.float(), rtol=1e-6)

@@ -4,6 +4,7 @@ import torch
 from parity import recording
 
 from lsplat_ns.geometry.rays import (
+    FLOAT32_EPSILON,
     bounds_from_baseline,
     depth_from_relative_disparity,
     field_of_view,
@@ -37,8 +38,8 @@ def test_rays_projection_and_field_of_view_match_the_recording():
     points = pixel_centers(8, 10, pose)
     case.assert_close("image_grid", points.reshape(8, 10, 2), 1e-6)
     origins, directions = world_rays(points, pose[::2, None], intrinsics[::2, None])
-    case.assert_close("origins", origins, 1e-6)
-    case.assert_close("directions", directions, 1e-6)
+    case.assert_close("origins", origins, 0.0)
+    case.assert_close("directions", directions, 0.0)  # the same bits
     case.assert_close("get_fov", field_of_view(intrinsics), 1e-5)
     xy, in_front = project(case.input("points"), pose[:, None], intrinsics[:, None])
     case.assert_close("project/xy", xy, 1e-5)
@@ -53,6 +54,22 @@ def test_a_point_on_a_ray_projects_to_where_the_ray_starts():
     xy, in_front = project(origins + 3 * directions, pose, intrinsics)
     assert in_front.all()
     assert torch.allclose(xy, points.expand_as(xy), atol=1e-6)
+
+
+def test_projection_undoes_the_rays_of_a_pose_whose_rotation_is_not_quite_orthogonal():
+    pose = torch.eye(4, dtype=torch.float64)
+    pose[:3, :3] += 1e-3 * torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    intrinsics = torch.tensor([[0.9, 0, 0.4], [0, 1.2, 0.6], [0, 0, 1]], dtype=torch.float64)
+    points = pixel_centers(5, 7, pose)
+    origins, directions = world_rays(points, pose, intrinsics)
+    xy, _ = project(origins + 3 * directions, pose, intrinsics)
+    assert torch.allclose(xy, points, atol=1e-6)
+
+
+def test_projection_guards_its_division_by_z_as_the_original_does():
+    intrinsics = torch.tensor([[0.9, 0, 0.4], [0, 1.2, 0.6], [0, 0, 1]])
+    xy, _ = project(torch.tensor([0.0, 0.0, FLOAT32_EPSILON]), torch.eye(4), intrinsics)
+    assert torch.allclose(xy, torch.tensor([0.2, 0.3]))  # the principal point times z / (z + epsilon)
 
 
 def test_relative_disparity_matches_the_recording_and_inverts():

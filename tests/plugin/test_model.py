@@ -15,6 +15,7 @@ from nerfstudio.data.scene_box import OrientedBox
 from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 
 from lsplat_ns.errors import CheckpointMismatch, SceneDataError
+from lsplat_ns.latentsplat import FastParts, LatentSplat
 from lsplat_ns.plugin.drawing import decoding_size
 from lsplat_ns.plugin.optimizers import FINE_TUNED, LinearWarmupConfig, TwoRateAdamConfig
 from lsplat_ns.plugin.pipeline import LatentSplatPipeline
@@ -229,3 +230,21 @@ def test_views_are_decoded_near_the_training_size_and_a_sliver_not_as_a_poster(
     result = decoding_size(size, short, 8)
     assert all(side % 8 == 0 for side in result)
     np.testing.assert_allclose(result, expected, atol=8)
+
+
+def test_compiling_happens_when_a_run_is_opened_and_not_at_the_first_picture(
+    pipeline: LatentSplatPipeline, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    model = pipeline.model
+    model.config.acceleration = "compiled"
+    decoded = []
+
+    def as_on_a_gpu(network: LatentSplat, compiled: bool) -> None:
+        assert compiled
+        network.fast = FastParts(decoder=lambda *maps: decoded.append(maps) or network.decode_maps(*maps))
+
+    monkeypatch.setattr("lsplat_ns.plugin.model.accelerate", as_on_a_gpu)
+    pipeline.eval()
+    model.accelerate()
+    assert len(decoded) == 1 and model._prediction is not None
+    assert "Compiling" in capsys.readouterr().out

@@ -1,10 +1,12 @@
 """Claims about the splatting entry point: the original's recordings, conventions, gradients, backends."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from gsplat.cuda import _torch_impl
 from parity import PARITY
 from rendering.benchmark_splatting import cameras_on_an_arc, unprojected_scene
 from torch import Tensor
@@ -14,7 +16,7 @@ from lsplat_ns.errors import ConfigError, MissingExtra, ShapeMismatch
 from lsplat_ns.geometry.harmonics import dc_from_rgb, harmonic_basis
 from lsplat_ns.rendering import gsplat_adapter, splatting
 from lsplat_ns.rendering.compositing import ORIGINAL_RULES
-from lsplat_ns.rendering.rasterization import Ellipsoids, PixelCameras, pixel_cameras
+from lsplat_ns.rendering.rasterization import Ellipsoids, pixel_cameras
 from lsplat_ns.rendering.reference import rasterize_in_pytorch
 from lsplat_ns.rendering.splatting import SplattingConfig, gsplat_status, splat
 from lsplat_ns.scene import Cameras, Gaussians
@@ -224,19 +226,45 @@ def test_what_cannot_be_drawn_is_refused():
 
 
 class StandInGsplat:
-    """Has gsplat's ``rasterization``, computed by the reference, and counts calls."""
+    """gsplat in PyTorch: it projects and sorts with its own slow twins, and blends in one tile. Counts calls."""
+
+    isect_offset_encode = staticmethod(_torch_impl._isect_offset_encode)
 
     def __init__(self) -> None:
-        self.calls = []
+        self.near_planes, self.blended = [], []
 
-    def rasterization(self, means, quats, scales, opacities, colors, viewmats, Ks, width, height, **options):
-        self.calls.append((colors.shape[-1], means.requires_grad, options["render_mode"], options["near_plane"]))
-        assert quats is None
-        assert scales is None
-        cameras = PixelCameras(viewmats, Ks, torch.full((len(Ks),), options["near_plane"]))
-        maps = rasterize_in_pytorch(Ellipsoids(means, options["covars"], opacities), colors, cameras, (height, width))
-        images = {"RGB": [maps.values], "RGB+D": [maps.values, maps.depth_z[:, None]], "D": [maps.depth_z[:, None]]}
-        return torch.cat(images[options["render_mode"]], 1).permute(0, 2, 3, 1), maps.alpha[..., None], {}
+    def isect_tiles(self, means, radii, depths, tile_size, columns, rows, *, packed):
+        assert not packed
+        return _torch_impl._isect_tiles(means, radii, depths, tile_size, columns, rows)
+
+    def fully_fused_projection(
+        self, means, triangles, quats, scales, viewmats, Ks, width, height, *, near_plane, eps2d, radius_clip, packed
+    ):
+        assert (quats, scales, radius_clip, packed) == (None, None, 0.0, False)
+        self.near_planes.append(near_plane)
+        covariances = triangles[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
+        return _torch_impl._fully_fused_projection(
+            means, covariances, viewmats, Ks, width, height, eps2d=eps2d, near_plane=near_plane
+        )
+
+    def rasterize_to_pixels(self, means, conics, values, opacities, width, height, tile_size, offsets, order):
+        assert offsets.shape == (len(means), 1, 1)
+        self.blended.append((values.shape[-1], means.requires_grad))
+        rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+        pixels = torch.stack([columns, rows], -1)
+        maps, alphas = [], []
+        for view in range(len(means)):
+            mine = order[order // means.shape[1] == view] % means.shape[1]
+            shift = pixels[..., None, :] - means[view, mine]
+            xx, xy, yy = conics[view, mine].unbind(-1)
+            power = 0.5 * (xx * shift[..., 0] ** 2 + yy * shift[..., 1] ** 2) + xy * shift[..., 0] * shift[..., 1]
+            alpha = (opacities[view, mine] * torch.exp(-power)).clamp_max(0.999)
+            alpha = torch.where(alpha < 1 / 255, 0.0, alpha)
+            passed = torch.cumprod(torch.nn.functional.pad(1 - alpha, (1, 0), value=1.0), -1)
+            weights = alpha * passed[..., :-1]
+            maps.append(weights @ values[view, mine])
+            alphas.append(weights.sum(-1, keepdim=True))
+        return torch.stack(maps), torch.stack(alphas)
 
 
 @pytest.fixture
@@ -244,44 +272,58 @@ def stand_in(monkeypatch):
     module = StandInGsplat()
     monkeypatch.setattr(gsplat_adapter, "_gsplat", lambda: module)
 
-    def without_rules(*inputs, rules, **options):
-        return gsplat_adapter.rasterize_with_gsplat(*inputs, **options)
+    chosen = splatting._rasterizer
 
-    monkeypatch.setattr(splatting, "rasterize_in_pytorch", without_rules)
+    def rasterizer(config, gaussians, cameras, color):
+        reference = chosen(config, gaussians, cameras, color)
+        if config.backend == "reference":
+            return reference
+        return partial(gsplat_adapter.rasterize_with_gsplat, attached=reference.keywords["attached"])
+
+    monkeypatch.setattr(splatting, "_rasterizer", rasterizer)
     return module
 
 
 def test_gsplat_draws_everything_in_one_pass_at_inference(stand_in):
     scene, cameras = unprojected_scene(6), cameras_on_an_arc(2)
     drawn = splat(scene, cameras, (9, 7))
-    assert [call[:3] for call in stand_in.calls] == [(7, False, "RGB+D")]
-    assert stand_in.calls[0][3] == pytest.approx(0.06)
-    pixels = pixel_cameras(cameras, (9, 7), "centred", 0.2).select(0, slice(None))
-    ellipsoids = Ellipsoids(scene.means[0], scene.covariances[0], scene.opacities[0])
-    maps = rasterize_in_pytorch(ellipsoids, torch.zeros(2, 72, 0), pixels, (9, 7))
-    torch.testing.assert_close(drawn.depth_z[0], maps.depth_z)
-    torch.testing.assert_close(drawn.alpha[0], maps.alpha)
+    assert stand_in.near_planes == pytest.approx([0.06])
+    assert stand_in.blended == [(8, False)]  # three colours, four features, depth
+    wanted = splat(scene, cameras, (9, 7), SplattingConfig(backend="reference"))
+    for name in ("color", "features", "alpha", "depth_z"):
+        torch.testing.assert_close(getattr(drawn, name), getattr(wanted, name), rtol=1e-4, atol=2e-4)
     splat(scene, cameras, (9, 7), color=False, features=False)
-    assert stand_in.calls[-1][:3] == (0, False, "D")
+    assert stand_in.blended[-1] == (1, False)
 
 
-def test_gsplat_draws_features_apart_from_geometry_in_training(stand_in):
+def test_gsplat_projects_once_and_blends_features_apart_from_geometry_in_training(stand_in):
     scene, cameras = unprojected_scene(6), cameras_on_an_arc(2)
     leaves = [getattr(scene, name).requires_grad_() for name in NAMES]
     drawn = splat(scene, cameras, (9, 7))
-    assert [call[:3] for call in stand_in.calls] == [(3, True, "RGB+D"), (4, False, "RGB")]
+    assert len(stand_in.near_planes) == 1
+    assert stand_in.blended == [(4, True), (4, False)]
     gradients = torch.autograd.grad(drawn.features.square().sum(), leaves, allow_unused=True)
-    assert (gradients[1] == 0).all()
+    assert gradients[1] is None or (gradients[1] == 0).all()
     assert gradients[4].abs().max() > 0
     splat(scene, cameras, (9, 7), SplattingConfig(couple_features=True))
-    assert stand_in.calls[-1][:3] == (7, True, "RGB+D")
+    assert stand_in.blended[-1] == (8, True)
+
+
+def test_many_channels_are_blended_in_parts_that_fit_the_kernels(stand_in):
+    scene, cameras = unprojected_scene(4), cameras_on_an_arc(1)
+    features = torch.randn(1, scene.count, 64, 9, generator=torch.Generator().manual_seed(0))
+    wide = replace(scene, feature_harmonics=features)
+    drawn = splat(wide, cameras, (9, 7))
+    assert [channels for channels, _ in stand_in.blended] == [32, 32, 4]
+    few = splat(replace(scene, feature_harmonics=features[:, :, 40:44]), cameras, (9, 7))
+    torch.testing.assert_close(drawn.features[:, :, 40:44], few.features)
 
 
 def test_gsplat_draws_views_with_other_near_planes_one_by_one(stand_in):
     cameras = cameras_on_an_arc(2)
     cameras = cameras.with_bounds(torch.tensor([[0.3, 10.0]]), cameras.far)
     drawn = splat(unprojected_scene(6), cameras, (9, 7))
-    assert [call[3] for call in stand_in.calls] == pytest.approx([0.06, 2.0])
+    assert stand_in.near_planes == pytest.approx([0.06, 2.0])
     assert drawn.color.shape == (1, 2, 3, 9, 7)
 
 
