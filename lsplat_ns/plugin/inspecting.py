@@ -1,0 +1,63 @@
+"""``lsplat inspect``: the health of any dataset, captures included."""
+
+from pathlib import Path
+from typing import Optional
+
+from lsplat_ns.data.inspection import InspectionConfig, SplitInspection, inspect_source
+from lsplat_ns.data.inspection_report import print_report, write_contact_sheet
+from lsplat_ns.data.layouts import layout_of
+from lsplat_ns.data.sources import VideoList
+from lsplat_ns.data.survey import survey
+
+
+def inspect_dataset(
+    data: Path,
+    config: InspectionConfig,
+    *,
+    sheet: Optional[Path] = None,
+    scenes: int = 8,
+    most_items: Optional[int] = 20,
+) -> int:
+    """Inspect a dataset with a progress bar, print the report, and draw a contact sheet.
+
+    Args:
+        data: RealEstate10k chunks, CO3D, or a capture with a transforms.json.
+        config: What scenes are held against.
+        sheet: Picture to write; none when None.
+        scenes: Scenes in the picture.
+        most_items: Bad items that are listed; all when None.
+
+    Returns:
+        The number of bad items.
+
+    Raises:
+        SceneDataError: If there is no dataset that can be read, or the picture cannot be written.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        splits = [open_capture(data)] if layout_of(data) == "capture" else survey(data)
+        for split in splits:
+            task = progress.add_task(f"Inspecting {split.name}", total=len(split.source.scenes) if split.source else 0)
+            inspect_source(split, config, lambda task=task: progress.advance(task))
+    console = Console()
+    count = print_report(splits, console, most_items)
+    if sheet is not None and scenes > 0:
+        drawn = write_contact_sheet(splits, sheet, data.resolve().name, scenes)
+        console.print(f"Drew {drawn} scenes into {sheet}" if drawn else "No scene can be drawn.", markup=False)
+    return count
+
+
+def open_capture(capture: Path) -> SplitInspection:
+    """A capture as the only scene of a split, read by nerfstudio's own dataparser.
+
+    Raises:
+        SceneDataError: If nerfstudio cannot read it.
+    """
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    from lsplat_ns.plugin.captures import video_from_dataparser
+
+    video = video_from_dataparser(NerfstudioDataParserConfig(data=capture).setup())
+    return SplitInspection("capture", VideoList((video,)))
