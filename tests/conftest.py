@@ -73,6 +73,18 @@ def rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small turntables in CO3D's layout: one to train on, one to test."""
+    folder = tmp_path_factory.mktemp("data") / "objects"
+    outcome = call(
+        "lsplat", "make-scenes", folder, "--kind", "objects", "--scenes", 2, "--frames", 16, "--size", "64x80",
+        "--seed", 3, cwd=folder.parent,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run of latentsplat-tiny."""

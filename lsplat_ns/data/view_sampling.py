@@ -1,9 +1,11 @@
 """Which frames of a video become context and target views.
 
-Source: spec section 2.4. Given the same random numbers, the bounded sampler draws exactly what the original draws.
+Source: spec section 2.4, and 2.5 of MV-LDM's. Given the same random numbers, every sampler draws exactly what the
+original draws.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Optional
@@ -13,6 +15,7 @@ import torch
 from lsplat_ns.errors import ConfigError, SceneDataError
 
 Stage = Literal["train", "val", "test"]
+Sampler = Literal["bounded", "arbitrary", "evaluation", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,15 @@ class FrameChoice:
 
 @dataclass
 class ViewSamplingConfig:
-    """Bounded sampling: a random gap between two context frames, random targets between and around them."""
+    """How the frames of an example are drawn. Gaps, margins and warm-ups are the bounded sampler's."""
 
+    sampler: Sampler = "bounded"
+    """bounded: two context frames a random gap apart, targets between and around them; arbitrary: any frames;
+    evaluation: the entries of the evaluation index; all: every frame, as context and as target."""
     num_target_views: int = 4
-    """Target views per example."""
+    """Target views per example, where they are drawn at random."""
+    without_replacement: bool = False
+    """Draw no frame twice among the targets (arbitrary: nor among the context views), as MV-LDM does."""
     min_gap: int = 45
     """Least number of frames between the two context views, after the warm-up."""
     max_gap: int = 45
@@ -78,6 +86,52 @@ def _ramp(initial: int, final: int, step: int, steps: int) -> int:
     return initial + int((final - initial) * step / steps)
 
 
+def sample_views(
+    num_frames: int,
+    config: ViewSamplingConfig,
+    *,
+    step: int = 0,
+    circular: bool = False,
+    generator: Optional[torch.Generator] = None,
+    entries: Sequence[FrameChoice] = (),
+) -> FrameChoice:
+    """Draw the frames of a training example with the configured sampler.
+
+    Args:
+        num_frames: Length of the video.
+        config: Which sampler, and its options.
+        step: Global training step, which the bounded sampler's warm-up follows.
+        circular: Whether frame 0 follows the last one (bounded).
+        generator: Source of the random numbers; torch's global one by default.
+        entries: The video's entries in the evaluation index, one of which is drawn (evaluation).
+
+    Raises:
+        SceneDataError: If the video is too short, or has no entry.
+    """
+    if config.sampler == "bounded":
+        return sample_bounded(num_frames, config, step=step, circular=circular, generator=generator)
+    if config.sampler == "arbitrary":
+        return _sample_arbitrary(num_frames, config, generator)
+    if config.sampler == "all":
+        return FrameChoice(tuple(range(num_frames)), tuple(range(num_frames)))
+    if not entries:
+        raise SceneDataError("has no entry in the evaluation index")
+    return entries[int(torch.randint(len(entries), (), generator=generator))]
+
+
+def _sample_arbitrary(num_frames: int, config: ViewSamplingConfig, generator: Optional[torch.Generator]) -> FrameChoice:
+    """Two context frames, then targets, each uniform over the video."""
+
+    def draw(count: int) -> tuple[int, ...]:
+        if not config.without_replacement:
+            return tuple(torch.randint(num_frames, (count,), generator=generator).tolist())
+        if count > num_frames:
+            raise SceneDataError(f"has {num_frames} frames, too few for {count} different ones", reason="too short")
+        return tuple(torch.randperm(num_frames, generator=generator)[:count].tolist())
+
+    return FrameChoice(draw(2), draw(config.num_target_views))
+
+
 def sample_bounded(
     num_frames: int,
     config: ViewSamplingConfig,
@@ -89,11 +143,11 @@ def sample_bounded(
 ) -> FrameChoice:
     """Draw two context frames and their targets.
 
-    Order of the draws: gap, left frame, targets (with replacement; context frames may be drawn). In the test stage the
-    pair starts at frame 0 and every frame of the window is a target.
+    Order of the draws: gap, left frame, targets (context frames may be drawn). In the test stage the pair starts at
+    frame 0 and every frame of the window is a target.
 
     Raises:
-        SceneDataError: If the video is shorter than the least gap.
+        SceneDataError: If the video is shorter than the least gap, or the window than the number of different targets.
     """
 
     def draw(low: int, high: int, shape: tuple[int, ...] = ()) -> torch.Tensor:
@@ -103,7 +157,9 @@ def sample_bounded(
     if not circular:
         largest = min(num_frames - 1, largest)
     if largest < least:
-        raise SceneDataError(f"has {num_frames} frames, but context views {least} frames apart were asked for")
+        raise SceneDataError(
+            f"has {num_frames} frames, but context views {least} frames apart were asked for", reason="too short"
+        )
     gap = int(draw(least, largest))
     left = int(draw(0, num_frames - 1 if circular else num_frames - 1 - gap))
     left = 0 if stage == "test" else left
@@ -115,6 +171,15 @@ def sample_bounded(
         first, last = max(first, 0), min(last, num_frames - 1)
     if stage == "test":
         targets = list(range(first, last + 1))
+    elif config.without_replacement:
+        if last - first + 1 < config.num_target_views:
+            raise SceneDataError(
+                f"has {last - first + 1} frames to draw {config.num_target_views} different targets from",
+                reason="too short",
+            )
+        weights = torch.ones(last - first + 1)
+        drawn = torch.multinomial(weights, config.num_target_views, replacement=False, generator=generator)
+        targets = (drawn + first).tolist()
     else:
         targets = draw(first, last, (config.num_target_views,)).tolist()
     if circular:
@@ -129,7 +194,9 @@ def spread_choice(num_frames: int, max_gap: int) -> FrameChoice:
         SceneDataError: If there are fewer than three frames.
     """
     if num_frames < 3:
-        raise SceneDataError(f"has {num_frames} frames; two context views and a target need at least 3")
+        raise SceneDataError(
+            f"has {num_frames} frames; two context views and a target need at least 3", reason="too short"
+        )
     gap = max(1, min(max_gap, num_frames - 1))
     left = (num_frames - 1 - gap) // 2
     context = (left, left + gap)

@@ -167,12 +167,14 @@ class _Step:
     def adversarial_losses(self, decoded: Tensor, combined: tuple[TermValue, ...]) -> AdversarialLosses:
         """Generator and discriminator losses on the decoded images, balanced against the combined losses."""
         last = self.network.autoencoder.last_layer
+        if last is None or not last.requires_grad:  # no autoencoder, or a frozen one
+            last = self.network.encoder.to_gaussians[1].weight
         return adversarial_losses(
             self.network.discriminator,
             decoded,
             self.batch.target.image,
             total(combined),
-            self.network.encoder.to_gaussians[1].weight if last is None else last,
+            last,
             self.schedule.adversarial,
         )
 

@@ -2,90 +2,232 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal, Optional, Tuple
 
 import numpy as np
 import torch
+from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.batches import PreparationConfig, baseline_of, cameras_of
+from lsplat_ns.data.pair_selection import ONE_PLACE, choose_context
 from lsplat_ns.data.posed_video import PosedVideo
+from lsplat_ns.data.undistortion import Lens, PinholeView
 from lsplat_ns.data.view_sampling import FrameChoice, spread_choice
-from lsplat_ns.errors import SceneDataError
+from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.conventions import intrinsics_norm_from_px, opencv_from_opengl
 from lsplat_ns.geometry.similarity import Similarity
-from lsplat_ns.plugin.active_scene import ActiveScene
+from lsplat_ns.plugin.active_scene import ActiveScene, CaptureRecord
+
+LENSES: dict[int, Lens] = {
+    CameraType.PERSPECTIVE.value: "radial-tangential",
+    CameraType.FISHEYE.value: "fisheye",
+}
+"""Camera models that can be turned into pinhole cameras."""
+LARGEST_ASPECT_ERROR = 0.01
+"""A photo whose aspect ratio is farther from its camera's is the wrong photo, or turned."""
+ONE_CAMERA_PLACE = (
+    "the cameras of {} all stand at one place, or there is only one; a scene needs photos from two places"
+)
+
+
+@dataclass
+class CaptureContextConfig:
+    """Which frames of a capture the network sees."""
+
+    context: Optional[Tuple[int, ...]] = None
+    """Frames of a capture that the network sees, two or more, in the order of file names; more than two are encoded in
+    pairs and fused. By default they are chosen."""
+    context_choice: Literal["overlap", "first-last", "centred"] = "overlap"
+    """How they are chosen: a pair with overlap and parallax, the first and the last frame, or a centred pair."""
+    num_context_views: int = 2
+    """How many frames context-choice overlap takes; it stops earlier where no further frame fits."""
+    context_gap: int = 45
+    """Largest gap of the centred pair, in frames."""
+
+    def __post_init__(self) -> None:
+        if self.context is not None and (len(self.context) < 2 or len(set(self.context)) < len(self.context)):
+            raise ConfigError(f"context needs at least two different frames, not {' '.join(map(str, self.context))}")
+        if self.num_context_views < 2:
+            raise ConfigError(f"num-context-views must be at least 2, but is {self.num_context_views}")
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """One photo with its camera. Reading it raises SceneDataError."""
+
+    file: Path
+    pose: torch.Tensor  # [4, 4] world from camera
+    intrinsics: tuple[tuple[float, ...], ...]  # normalised, of the photo
+    distortion: tuple[float, ...]  # six parameters as nerfstudio stores them
+    lens: Lens
+    camera_size: tuple[int, int]  # (height, width) that the camera states
+
+    def pinhole(self, size: tuple[int, int]) -> PinholeView:
+        """The way to the picture, for a photo of ``size`` (height, width)."""
+        stated_height, stated_width = self.camera_size
+        height, width = size
+        if abs(width * stated_height / (height * stated_width) - 1) > LARGEST_ASPECT_ERROR:
+            raise SceneDataError(
+                f"{self.file} has {width}x{height} pixels, but its camera is one for {stated_width}x{stated_height}"
+            )
+        return _pinhole_view(self.intrinsics, self.distortion, self.lens, size)
+
+    def picture(self) -> np.ndarray:
+        """The pinhole picture uint8 [height, width, 3]."""
+        with self._open() as photo:
+            return self.pinhole(photo.size[::-1]).apply(_rgb(photo))
+
+    def picture_size(self) -> tuple[int, int]:
+        """Its (height, width), without decoding the photo."""
+        with self._open() as photo:
+            return self.pinhole(photo.size[::-1]).size
+
+    @contextmanager
+    def _open(self) -> Iterator[Image.Image]:
+        try:
+            with Image.open(self.file) as photo:
+                yield photo
+        except (OSError, Image.DecompressionBombError) as error:  # absent, no image, cut off, or a bomb
+            raise SceneDataError(f"cannot read image {self.file}: {str(error).splitlines()[0]}") from None
+
+
+@lru_cache(maxsize=256)
+def _pinhole_view(
+    intrinsics: tuple[tuple[float, ...], ...], distortion: tuple[float, ...], lens: Lens, size: tuple[int, int]
+) -> PinholeView:
+    """The photos of a capture often share one camera, and a fisheye's way takes a while to find."""
+    return PinholeView.of(torch.tensor(intrinsics), torch.tensor(distortion), lens, size)
 
 
 def video_from_dataparser(dataparser: DataParser) -> PosedVideo:
     """All images of a capture, train and held-out ones, ordered by file name, in nerfstudio's frame.
 
+    Photos of lenses with distortion are undistorted, and every photo is cut so that its principal point is its centre.
+
     Raises:
-        SceneDataError: If the dataparser cannot read the capture.
+        SceneDataError: If the dataparser cannot read the capture, or it holds no two photos from different places.
     """
+    return _read(dataparser)[0]
+
+
+def active_scene_from_dataparser(
+    dataparser: DataParser, preparation: PreparationConfig, config: CaptureContextConfig
+) -> ActiveScene:
+    """A capture as active scene; nerfstudio's frame is the capture's own, so that camera paths and exports line up.
+
+    The dataset's frame becomes that of the first context camera, in units of the first pair's baseline: what the
+    network predicts then depends neither on the units nor on the orientation that a capture happens to have.
+
+    Raises:
+        SceneDataError: If the capture cannot be read, a stated frame does not exist, or no pair can be used.
+    """
+    video, record = _read(dataparser)
+    context = _context(video, preparation, config)
+    video.check_frames(context)
+    others = tuple(i for i in range(len(video)) if i not in context)
+    choice = FrameChoice(context, others or context)  # a capture of two photos is looked at through those
+    first = video.world_from_camera[context[0]]
+    baseline = baseline_of(video.world_from_camera[list(context[:2])])
+    if baseline <= ONE_PLACE * baseline_of(video.world_from_camera):
+        raise SceneDataError(
+            f"context frames {context[0]} and {context[1]} of {video.scene} stand at one place; choose others"
+        )
+    nerfstudio_from_video = Similarity(baseline, first[:3, :3], first[:3, 3])
+    poses = nerfstudio_from_video.inverse().apply_to_poses(video.world_from_camera)
+    return ActiveScene(replace(video, world_from_camera=poses), choice, preparation, nerfstudio_from_video, record)
+
+
+def _context(video: PosedVideo, preparation: PreparationConfig, config: CaptureContextConfig) -> tuple[int, ...]:
+    if config.context is not None:
+        return tuple(config.context)
+    if config.context_choice == "first-last":
+        return 0, len(video) - 1
+    if config.context_choice == "centred" and len(video) > 2:
+        return spread_choice(len(video), config.context_gap).context
+    intrinsics = cameras_of(video, tuple(range(len(video))), preparation.image_size).intrinsics_norm[0]
+    return choose_context(video.world_from_camera, intrinsics, config.num_context_views)
+
+
+def _read(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
     data = Path(dataparser.config.data)
     if not data.exists():
         raise SceneDataError(f"no data at {data}; pass a folder that {type(dataparser).__name__} can read with --data")
-    frames: dict[Path, tuple[torch.Tensor, torch.Tensor]] = {}
-    for split in ("train", "test"):
+    splits = _splits(dataparser, data)
+    found = {photo.file: photo for outputs in splits for photo in _photos_of(outputs, data)}
+    photos = [found[file] for file in sorted(found)]
+    if len(photos) < 2:
+        count = f"{len(photos)} image" if photos else "no image"
+        raise SceneDataError(f"{type(dataparser).__name__} found {count} in {data}; the network needs at least two")
+    transform, scale = splits[0].dataparser_transform, splits[0].dataparser_scale
+    poses = torch.stack([photo.pose for photo in photos])
+    _refuse_one_place(data, poses, transform, scale)
+    video = PosedVideo(
+        scene=data.stem or data.resolve().name,
+        world_from_camera=poses,
+        intrinsics_norm=torch.stack([photo.pinhole(photo.camera_size).intrinsics_norm for photo in photos]),
+        read_image=lambda frame: photos[frame].picture(),
+        read_size=lambda frame: photos[frame].picture_size(),
+    )
+    return video, CaptureRecord(tuple(photo.file for photo in photos), transform, scale)
+
+
+def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
+    """What the dataparser says of its splits. A capture may lack a split, but not all of them."""
+    splits, reasons = [], []
+    for split in ("train", "val", "test"):
         try:
-            outputs = dataparser.get_dataparser_outputs(split=split)
+            splits.append(dataparser.get_dataparser_outputs(split=split))
+        except ZeroDivisionError:  # nerfstudio divides by the spread of the cameras
+            raise SceneDataError(ONE_CAMERA_PLACE.format(data)) from None
         except Exception as error:  # each dataparser has its own ways to fail
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise SceneDataError(f"{type(dataparser).__name__} cannot read {data}: {reason}") from error
-        frames.update(_frames_of(outputs))
-    if not frames:
-        raise SceneDataError(f"{type(dataparser).__name__} found no image in {data}")
-    files = sorted(frames)
-
-    def open_image(frame: int) -> Image.Image:
-        try:
-            return Image.open(files[frame])
-        except (OSError, UnidentifiedImageError):
-            raise SceneDataError(f"cannot read image {files[frame]}") from None
-
-    def read_image(frame: int) -> np.ndarray:
-        picture = open_image(frame)
-        if picture.mode in ("RGBA", "LA", "P"):  # nerfstudio shows transparent pixels on white
-            white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-            picture = Image.alpha_composite(white, picture.convert("RGBA"))
-        return np.asarray(picture.convert("RGB"))
-
-    def read_size(frame: int) -> tuple[int, int]:
-        width, height = open_image(frame).size
-        return height, width
-
-    poses = torch.stack([frames[file][0] for file in files])
-    intrinsics = torch.stack([frames[file][1] for file in files])
-    return PosedVideo(data.stem or data.resolve().name, poses, intrinsics, read_image, read_size)
+            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+    if not splits:
+        raise SceneDataError(f"{type(dataparser).__name__} cannot read {data}: {reasons[0]}")
+    return splits
 
 
-def _frames_of(outputs: DataparserOutputs) -> dict[Path, tuple[torch.Tensor, torch.Tensor]]:
-    """Pose and normalised intrinsics by image file."""
-    cameras = outputs.cameras
+def _photos_of(outputs: DataparserOutputs, data: Path) -> Iterator[_Photo]:
+    cameras: Cameras = outputs.cameras
     poses = opencv_from_opengl(cameras.camera_to_worlds)
     intrinsics = intrinsics_norm_from_px(
         *(getattr(cameras, name)[:, 0] for name in ("fx", "fy", "cx", "cy", "width", "height"))
     )
-    return {file: (poses[i], intrinsics[i]) for i, file in enumerate(outputs.image_filenames)}
+    for i, file in enumerate(outputs.image_filenames):
+        kind = int(cameras.camera_type[i])
+        if kind not in LENSES:
+            raise SceneDataError(
+                f"{data} has {CameraType(kind).name.lower()} cameras; the network needs pinhole ones, with or without "
+                f"distortion, or fisheyes"
+            )
+        yield _Photo(
+            file=file,
+            pose=poses[i],
+            intrinsics=tuple(map(tuple, intrinsics[i].tolist())),
+            distortion=(0.0,) * 6
+            if cameras.distortion_params is None
+            else tuple(cameras.distortion_params[i].tolist()),
+            lens=LENSES[kind],
+            camera_size=(int(cameras.height[i]), int(cameras.width[i])),
+        )
 
 
-def active_scene_from_dataparser(
-    dataparser: DataParser, preparation: PreparationConfig, context: tuple[int, ...] | None, context_gap: int
-) -> ActiveScene:
-    """A capture as active scene; nerfstudio's frame is the capture's own, so that camera paths and exports line up.
+def _refuse_one_place(data: Path, poses: torch.Tensor, transform: torch.Tensor, scale: float) -> None:
+    """Refuse cameras that differ by rounding only, which nerfstudio's scaling would blow up."""
+    original = Similarity(1.0, transform[:, :3], transform[:, 3]).inverse().apply_to_points(poses[:, :3, 3] / scale)
+    if baseline_of(poses) / scale <= ONE_PLACE * float(original.abs().max()):
+        raise SceneDataError(ONE_CAMERA_PLACE.format(data))
 
-    Args:
-        dataparser: Any stock dataparser.
-        preparation: Image size and units of the network.
-        context: Context frames; None takes a centred pair, ``context_gap`` apart at most.
-        context_gap: See ``context``.
-    """
-    video = video_from_dataparser(dataparser)
-    if context is None:
-        choice = spread_choice(len(video), context_gap)
-    else:
-        video.check_frames(context)
-        choice = FrameChoice(context, tuple(i for i in range(len(video)) if i not in context))
-    return ActiveScene(video, choice, preparation, Similarity())
+
+def _rgb(photo: Image.Image) -> np.ndarray:
+    """uint8 [height, width, 3]; transparent pixels on white, as nerfstudio shows them."""
+    if photo.mode in ("RGBA", "LA", "P"):
+        white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
+        photo = Image.alpha_composite(white, photo.convert("RGBA"))
+    return np.asarray(photo.convert("RGB"))

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Literal, Optional, Tuple, Type, Union
+from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
 
 import torch
 import tyro
@@ -15,16 +15,18 @@ from nerfstudio.data.datamanagers.base_datamanager import (
 )
 from nerfstudio.data.dataparsers.base_dataparser import DataParser
 from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader, RandIndicesEvalDataloader
+from nerfstudio.utils import comms
 from nerfstudio.utils.rich_utils import CONSOLE
-from torch.utils.data import DataLoader
+from rich.markup import escape
 
-from lsplat_ns.data.batches import PreparationConfig, collate, make_example
+from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.skips import SkipTally
 from lsplat_ns.data.sources import VideoList
-from lsplat_ns.data.streams import ExampleStream, SharedStep, StreamConfig
-from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig
-from lsplat_ns.errors import SceneDataError
+from lsplat_ns.data.streams import StreamConfig, TrainingBatch, TrainingStream, training_batches
+from lsplat_ns.data.view_sampling import ViewSamplingConfig
+from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
-from lsplat_ns.plugin.captures import active_scene_from_dataparser, video_from_dataparser
+from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, video_from_dataparser
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser
 from lsplat_ns.scene import SceneBatch
 
@@ -33,7 +35,7 @@ SIDECAR = "active_scene.json"
 
 
 @dataclass
-class LatentSplatDataManagerConfig(VanillaDataManagerConfig):
+class LatentSplatDataManagerConfig(CaptureContextConfig, VanillaDataManagerConfig):
     """Data of a feed-forward model: many scenes to train on, one to look at."""
 
     _target: Type = field(default_factory=lambda: LatentSplatDataManager)
@@ -47,15 +49,11 @@ class LatentSplatDataManagerConfig(VanillaDataManagerConfig):
     batch_size: int = 2
     """Examples per step and device."""
     num_workers: int = 4
-    """Loader processes per device; 0 loads in the training process."""
+    """Loader processes per device; 0 loads in the training process. Another number gives another order of scenes."""
     mirror: bool = True
     """Reflect every second training example."""
     seed: int = 1234
     """Seed of the order of scenes and frames; ranks and loader workers derive theirs from it."""
-    context: Optional[Tuple[int, int]] = None
-    """Frames of a capture that the network sees; by default a centred pair."""
-    context_gap: int = 45
-    """Largest gap of that pair, in frames."""
     run_dir: tyro.conf.Suppress[Optional[Path]] = None
     """Run folder, known to the trainer and to every tool that opens the run; holds the sidecar."""
     # Options of ray-based methods, which have no meaning here.
@@ -71,19 +69,33 @@ class LatentSplatDataManagerConfig(VanillaDataManagerConfig):
 
 
 def training_stream(
-    config: LatentSplatDataManagerConfig, dataparser: DataParser, step: SharedStep, rank: int = 0, world_size: int = 1
-) -> ExampleStream:
-    """The endless stream of training examples: over all scenes of a dataset, or over one capture.
+    config: LatentSplatDataManagerConfig, dataparser: DataParser, rank: int = 0, world_size: int = 1
+) -> TrainingStream:
+    """The endless stream of training batches: over all scenes of a dataset, or over one capture.
 
     Raises:
-        SceneDataError: If the data cannot be read; the stream itself, when it starts, if no scene can be used.
+        SceneDataError: If the data cannot be read; the stream itself, when it is indexed, if no scene can be used.
+        ConfigError: If the view sampler does not suit a network of two context views, or its index is absent.
     """
-    many = isinstance(dataparser, SceneSetDataParser)
+    sampler, many = config.sampling.sampler, isinstance(dataparser, SceneSetDataParser)
+    if sampler == "all":
+        raise ConfigError("sampler all makes every frame a context view, but latentSplat takes two; choose another")
+    entries = dataparser.evaluation_choices() if many and sampler == "evaluation" else {}
+    if sampler == "evaluation" and not entries:
+        raise ConfigError("sampler evaluation needs an evaluation index; pass one with --evaluation-index")
     source = dataparser.split("train") if many else VideoList((video_from_dataparser(dataparser),))
     stream_config = StreamConfig(
-        config.preparation, config.sampling, seed=config.seed, rank=rank, world_size=world_size, mirror=config.mirror
+        config.preparation,
+        config.sampling,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+        lanes=max(1, config.num_workers),
+        mirror=config.mirror,
+        entries=entries,
     )
-    return ExampleStream(source, stream_config, step)
+    return TrainingStream(source, stream_config)
 
 
 class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
@@ -121,7 +133,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         self.dataparser_config = config.dataparser
         self.dataparser = config.dataparser.setup()
         self.includes_time = False
-        self.step = SharedStep()
+        self.skips = SkipTally()
         scene, self.scene_source = self._first_scene()
         self._show(scene)
         self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
@@ -138,7 +150,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         """Ids of the scenes that can be shown."""
         return self.dataparser.scene_ids() if self.has_many_scenes else [self.scene.name]
 
-    def load_scene(self, scene: str, context: Optional[Tuple[int, int]] = None) -> None:
+    def load_scene(self, scene: str, context: Optional[Tuple[int, ...]] = None) -> None:
         """Make another scene (or other context views) the active one, and remember it beside the run.
 
         Raises:
@@ -147,31 +159,38 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         if self.has_many_scenes:
             self._show(self.dataparser.active_scene(self.config.preparation, scene, context))
         else:
-            gap = self.config.context_gap
-            self._show(active_scene_from_dataparser(self.dataparser, self.config.preparation, context, gap))
+            self._show(self._capture(context))
         self.setup_eval()
         if self.config.run_dir is not None:
             note = {"scene": self.scene.name, "context": list(self.scene.choice.context)}
             (Path(self.config.run_dir) / SIDECAR).write_text(json.dumps(note) + "\n")
 
+    def _capture(self, context: Optional[Tuple[int, ...]]) -> ActiveScene:
+        """The capture with the given context frames, or those that the options say."""
+        options = self.config if context is None else CaptureContextConfig(context)
+        return active_scene_from_dataparser(self.dataparser, self.config.preparation, options)
+
     def _first_scene(self) -> Tuple[ActiveScene, str]:
         """The scene to start with, and why: options, else the sidecar of the run, else the first one."""
-        preparation, gap = self.config.preparation, self.config.context_gap
-        if not self.has_many_scenes:
-            scene = active_scene_from_dataparser(self.dataparser, preparation, self.config.context, gap)
-            return scene, "the capture"
-        if self.config.dataparser.scene is not None:
+        preparation = self.config.preparation
+        if self.has_many_scenes and self.config.dataparser.scene is not None:
             return self.dataparser.active_scene(preparation), "from the options"
+        if not self.has_many_scenes and self.config.context is not None:
+            return self._capture(None), "the capture, views from the options"
         sidecar = Path(self.config.run_dir) / SIDECAR if self.config.run_dir is not None else None
         if sidecar is not None and sidecar.is_file():
             try:
                 note = json.loads(sidecar.read_text())
-                return (
-                    self.dataparser.active_scene(preparation, note["scene"], tuple(note["context"])),
-                    f"last chosen in the viewer, {sidecar}",
-                )
-            except (ValueError, KeyError, TypeError, SceneDataError) as error:
+                scene, context = note["scene"], tuple(note["context"])
+                if self.has_many_scenes:
+                    found = self.dataparser.active_scene(preparation, scene, context)
+                else:
+                    found = self._capture(context)
+                return found, f"last chosen in the viewer, {sidecar}"
+            except (ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
                 CONSOLE.print(f"[yellow]Ignoring {sidecar}: {error}")
+        if not self.has_many_scenes:
+            return self._capture(None), f"the capture, views chosen by {self.config.context_choice}"
         return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"
 
     def _show(self, scene: ActiveScene) -> None:
@@ -181,31 +200,44 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
 
     def announce(self) -> None:
         """Say which scene is shown, and why."""
-        left, right = self.scene.choice.context[0], self.scene.choice.context[-1]
-        CONSOLE.print(f"Scene [bold]{self.scene.name}[/bold] ({self.scene_source}), context frames {left} and {right}")
+        *others, last = self.scene.choice.context
+        frames = f"{', '.join(map(str, others))} and {last}"
+        CONSOLE.print(f"Scene [bold]{self.scene.name}[/bold] ({self.scene_source}), context frames {frames}")
 
     # ------------------------------------------------------------------------------------------------- training
 
     def setup_train(self) -> None:
-        """Start the stream of training examples. Only training needs it."""
+        """Prepare the stream of training batches. Only training needs it; reading starts with the first step."""
         if self.test_mode != "val":
             return
-        self.stream = training_stream(self.config, self.dataparser, self.step, self.local_rank, self.world_size)
-        self.train_loader = DataLoader(
-            self.stream,
-            batch_size=self.config.batch_size,
-            num_workers=self.config.num_workers,
-            collate_fn=collate,
-            pin_memory=str(self.device).startswith("cuda"),
-            persistent_workers=self.config.num_workers > 0,
-        )
-        self._train_batches = iter(self.train_loader)
+        # nerfstudio tells the rank on this machine only.
+        rank = comms.get_rank() if comms.is_dist_avail_and_initialized() else self.local_rank
+        self.stream = training_stream(self.config, self.dataparser, rank, self.world_size)
+        self._batches: Iterator[TrainingBatch] = iter(())
+        self._next_step: Optional[int] = None
 
-    def next_train(self, step: int) -> Tuple[SceneBatch, Dict]:
-        """The next batch on the device; targets follow the view sampler's curriculum at ``step``."""
+    def next_train(self, step: int) -> Tuple[SceneBatch, Dict[str, float]]:
+        """The batch of a step on the device, and how many examples were skipped since training started or resumed.
+
+        What a step trains on follows from seed, step and rank alone. Steps in sequence are read ahead; with any other
+        step, such as the first one after a resume, reading starts anew there.
+        """
         self.train_count += 1
-        self.step.set(step)
-        return next(self._train_batches).to(self.device), {}
+        if step != self._next_step:
+            on_gpu = str(self.device).startswith("cuda")
+            self._batches = training_batches(self.stream, step, num_workers=self.config.num_workers, pin_memory=on_gpu)
+        self._next_step = step + 1
+        batch = next(self._batches)
+        self._report_skips(batch.skips)
+        return batch.to(self.device), self.skips.metrics()
+
+    def _report_skips(self, new: SkipTally) -> None:
+        """Say what is skipped: the first time, and whenever the count has doubled."""
+        before = self.skips.total_skipped
+        self.skips.add(new)
+        if self.skips.total_skipped.bit_length() > before.bit_length():
+            where = f" (rank {self.stream.config.rank})" if self.world_size > 1 else ""
+            CONSOLE.print(f"[yellow]Training data{where}: {escape(self.skips.summary())}")
 
     def get_train_rays_per_batch(self) -> int:
         """Target pixels per step; nerfstudio's viewer divides by it."""
@@ -225,10 +257,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         count = self.config.sampling.num_target_views
         targets = self.scene.choice.target
         spread = tuple(targets[i * len(targets) // count] for i in range(count))
-        example = make_example(
-            self.scene.video, FrameChoice(self.scene.choice.context, spread), self.config.preparation
-        )
-        return example.to(self.device), {}
+        return self.scene.example(spread).to(self.device), {}
 
     def get_eval_rays_per_batch(self) -> int:
         """Target pixels of :meth:`next_eval`."""

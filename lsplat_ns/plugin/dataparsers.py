@@ -1,15 +1,19 @@
 """Dataparsers of datasets with many scenes. Light on purpose: nerfstudio imports them on every command."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Type
 
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.co3d import Co3dOptions, Co3dSplit
 from lsplat_ns.data.posed_video import PosedVideo
+from lsplat_ns.data.published_indices import find_evaluation_indices
 from lsplat_ns.data.re10k import Re10kSplit
-from lsplat_ns.data.sources import SceneSource
+from lsplat_ns.data.sources import JoinedSources, SceneSource
 from lsplat_ns.data.view_sampling import FrameChoice, read_evaluation_index, spread_choice
 from lsplat_ns.errors import SceneDataError
 
@@ -31,7 +35,8 @@ class SceneSetDataParserConfig(DataParserConfig):
     scene_split: str = "test"
     """Split that the shown scene comes from (train or test)."""
     evaluation_index: Optional[Path] = None
-    """Evaluation index (JSON); by default evaluation_index.json in the data folder, where it exists."""
+    """Evaluation index (JSON); by default evaluation_index.json in the data folder, else a published file there or in
+    assets/, such as re10k_extra.json, where one exists."""
 
 
 class SceneSetDataParser(DataParser):
@@ -57,14 +62,24 @@ class SceneSetDataParser(DataParser):
         """A scene of the shown split. Raises SceneDataError where there is none of that id."""
         return self.split(self.config.scene_split).read_scene(scene)
 
+    def published_sets(self) -> Tuple[str, ...]:
+        """Names of this dataset in the file names of published evaluation indices."""
+        return ()
+
+    def evaluation_indices(self) -> List[Path]:
+        """The stated evaluation index, or those that belong to the data (``find_evaluation_indices`` says where)."""
+        stated = self.config.evaluation_index
+        if stated is None:
+            return find_evaluation_indices(self.config.data, self.published_sets())
+        if not stated.is_file():
+            raise SceneDataError(f"no evaluation index {stated}")
+        return [stated]
+
     def evaluation_choices(self) -> Dict[str, List[FrameChoice]]:
         """Evaluation entries by scene; empty where there is no index."""
-        path = self.config.evaluation_index or self.config.data / "evaluation_index.json"
-        if not path.is_file():
-            if self.config.evaluation_index is not None:
-                raise SceneDataError(f"no evaluation index {path}")
-            return {}
-        return read_evaluation_index(path)
+        return {
+            scene: found for path in self.evaluation_indices() for scene, found in read_evaluation_index(path).items()
+        }
 
     def scene_ids(self) -> List[str]:
         """Scenes that can be shown, those of the evaluation index first."""
@@ -124,6 +139,8 @@ class Re10kDataParserConfig(SceneSetDataParserConfig):
     """target class to instantiate"""
     data: Path = Path("datasets/re10k")
     """Folder with train/ and test/, each with an index.json and .torch chunks."""
+    more_data: Tuple[Path, ...] = ()
+    """Further such folders, whose scenes are added; one without test/ adds scenes to train on only."""
 
 
 class Re10kDataParser(SceneSetDataParser):
@@ -131,6 +148,60 @@ class Re10kDataParser(SceneSetDataParser):
 
     config: Re10kDataParserConfig
 
+    def published_sets(self) -> Tuple[str, ...]:
+        """RealEstate10k."""
+        return ("re10k",)
+
     def open_split(self, name: str) -> SceneSource:
-        """Read and check the index of a split. Raises SceneDataError where it is broken."""
-        return Re10kSplit.open(self.config.data, name)
+        """Read and check the index of a split in every folder. Raises SceneDataError where one is broken."""
+        first, *others = (Path(folder) for folder in (self.config.data, *self.config.more_data))
+        roots = [first, *(root for root in others if name == "train" or (root / name).is_dir())]
+        splits = {str(root): Re10kSplit.open(root, name) for root in roots}
+        return JoinedSources(splits) if len(splits) > 1 else splits[str(first)]
+
+
+@dataclass
+class Co3dDataParserConfig(SceneSetDataParserConfig):
+    """CO3D v2: walks around objects by category, one of which is shown."""
+
+    _target: Type = field(default_factory=lambda: Co3dDataParser)
+    """target class to instantiate"""
+    data: Path = Path("datasets")
+    """Folder that holds the category folders, each with its frame_annotations.jgz."""
+    category: Tuple[str, ...] = ()
+    """Categories to read, such as hydrant; by default all that are in the folder."""
+    split_lists: Optional[Path] = None
+    """Folder of latentSplat's lists co3d_CATEGORY_train.json and co3d_CATEGORY_eval.json; by default dataset_splits in
+    the data folder, or assets/dataset_splits beside it. A split without a list is derived, and training says how."""
+    min_viewpoint_quality: Optional[float] = None
+    """Leave out sequences whose cameras CO3D itself scores lower; by default all are used, as in the original."""
+    circular: bool = True
+    """Sequences go around their object: views are drawn across the seam between last and first frame."""
+    context_gap: int = 25
+    """Largest gap of the centred pair that is shown where there is no evaluation index, in frames."""
+
+
+class Co3dDataParser(SceneSetDataParser):
+    """Scenes of a folder of categories."""
+
+    config: Co3dDataParserConfig
+
+    def published_sets(self) -> Tuple[str, ...]:
+        """One per category."""
+        return tuple(f"co3d_{name}" for name in self.split(self.config.scene_split).tables)
+
+    def open_split(self, name: str) -> SceneSource:
+        """Read annotations and lists of a split. Raises SceneDataError where they are broken."""
+        config = self.config
+        lists = None if config.split_lists is None else Path(config.split_lists)
+        options = Co3dOptions(tuple(config.category), lists, config.min_viewpoint_quality, config.circular)
+        split = Co3dSplit.open(Path(config.data), name, options)
+        for note in split.notes:
+            _say_once(note)
+        return split
+
+
+@cache
+def _say_once(note: str) -> None:
+    """Print a note, the first time that a dataparser of this process has it."""
+    CONSOLE.print(f"CO3D {note}", markup=False)

@@ -23,7 +23,7 @@ from torch.nn import Parameter
 from lsplat_ns.acceleration import accelerate
 from lsplat_ns.checkpoints.exports import viewer_gaussians
 from lsplat_ns.checkpoints.pretrained import load_pretrained
-from lsplat_ns.errors import CheckpointMismatch
+from lsplat_ns.errors import CheckpointMismatch, ConfigError
 from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, PerceptualDistance
@@ -55,6 +55,8 @@ class LatentSplatModelConfig(ModelConfig):
     """Shorter side at which views are decoded before they are resized; by default that of training images."""
     refresh_every: int = 50
     """While training, the scene in the viewer is predicted anew every so many steps."""
+    frozen: Tuple[Literal["encoder", "autoencoder", "discriminator"], ...] = ()
+    """Parts that training leaves as they are."""
     pretrained: Literal["auto", "require", "none"] = "require"
     """Published weights to start from: auto takes what is on this machine, require wants all, none starts at random."""
     acceleration: Literal["auto", "off", "mixed", "compiled"] = "auto"
@@ -65,6 +67,10 @@ class LatentSplatModelConfig(ModelConfig):
     collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     eval_num_rays_per_chunk: tyro.conf.Suppress[int] = 4096
+
+    def __post_init__(self) -> None:
+        if {"encoder", "autoencoder"} <= set(self.frozen):
+            raise ConfigError("with encoder and autoencoder frozen nothing is left to train")
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,8 @@ class LatentSplatModel(SplatfactoModel):
             schedule = schedule.without("lpips")
         self.schedule = schedule
         self.network = LatentSplat(self.config.network, discriminator=schedule.uses_discriminator)
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
         self.viewer_control = ViewerPanel(self)
         self.step = 0
         self.background_color = torch.zeros(3)
@@ -112,6 +120,17 @@ class LatentSplatModel(SplatfactoModel):
 
     # ------------------------------------------------------------------------------------------------ training
 
+    def train(self, mode: bool = True) -> "LatentSplatModel":
+        """Switch to training; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> List[nn.Module]:
+        parts = (getattr(self.network, name) for name in self.config.frozen)
+        return [part for part in parts if part is not None]
+
     def prepare_training(self) -> None:
         """Fetch what only training needs. Raises MissingWeights if the perceptual network is absent."""
         if self.schedule.uses("lpips"):
@@ -119,9 +138,17 @@ class LatentSplatModel(SplatfactoModel):
         for part, path in load_pretrained(self.network, self.config.pretrained).items():
             CONSOLE.print(f"{part}: starts from {path}")
 
-    def forward(self, batch: SceneBatch) -> Dict[str, Any]:
-        """All losses of one step. Under DDP everything differentiable must happen here, inside the wrapped call."""
-        result = step_losses(self.network, batch, self.schedule, self.step, perceptual=self._perceptual)
+    def forward(self, batch: SceneBatch, seed: int) -> Dict[str, Any]:
+        """All losses of one step. Under DDP everything differentiable must happen here, inside the wrapped call.
+
+        Args:
+            batch: Examples on the model's device.
+            seed: Of all random draws of the step.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        result = step_losses(
+            self.network, batch, self.schedule, self.step, perceptual=self._perceptual, generator=generator
+        )
         return {"losses": result.losses, "metrics": result.metrics, "color": result.color, "decoded": result.decoded}
 
     def get_metrics_dict(self, outputs: Dict[str, Any], batch: Any) -> Dict[str, Tensor]:

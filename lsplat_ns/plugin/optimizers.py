@@ -1,4 +1,4 @@
-"""Optimizer and scheduler configurations that nerfstudio lacks.
+"""Optimizer and scheduler configurations that nerfstudio lacks, and a guard against gradients that are not finite.
 
 Source: spec section 7.5. Checkpoints must hold plain floats only: torch >= 2.6 refuses the numpy scalars that
 nerfstudio's own schedulers leave in them.
@@ -6,12 +6,15 @@ nerfstudio's own schedulers leave in them.
 
 import math
 from dataclasses import dataclass, field
-from typing import List, Optional, Tuple, Type
+from typing import Any, Dict, List, Optional, Tuple, Type
 
 import torch
-from nerfstudio.engine.optimizers import OptimizerConfig
+from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from nerfstudio.utils import writer
+from torch.cuda.amp import GradScaler
 from torch.nn import Parameter
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -100,3 +103,39 @@ class LinearWarmup(Scheduler):
             fall = 0.5 - 0.5 * math.cos(math.pi * min(step / max(config.decay_steps, 1), 1.0))
             factor *= 1.0 - (1.0 - config.final_factor) * fall
         return factor
+
+
+class GuardedOptimizers(Optimizers):
+    """nerfstudio's optimizers, except that a step whose gradient is not finite changes no parameter, and is counted.
+
+    Under DDP gradients are averaged before they come here, so that all ranks decide alike. With a gradient scaler, the
+    scaler decides, as usual.
+    """
+
+    def __init__(self, config: Dict[str, Any], param_groups: Dict[str, List[Parameter]]) -> None:
+        super().__init__(config, param_groups)
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+
+    def optimizer_scaler_step_some(self, grad_scaler: GradScaler, param_groups: List[str]) -> None:
+        """Clip the gradients of some groups and step their optimizers; all of them or, if any is not finite, none."""
+        if grad_scaler.is_enabled():
+            super().optimizer_scaler_step_some(grad_scaler, param_groups)
+            return
+        limits = {group: self.config[group]["optimizer"].max_norm for group in param_groups}
+        norms = [clip_grad_norm_(self.parameters[g], math.inf if n is None else n) for g, n in limits.items()]
+        if not math.isfinite(float(sum(norms))):
+            self.skipped_steps += 1
+            self.skipped_in_a_row += 1
+            return
+        self.skipped_in_a_row = 0
+        for group in param_groups:
+            if any(parameter.grad is not None for parameter in self.parameters[group]):
+                self.optimizers[group].step()
+
+    def scheduler_step_all(self, step: int) -> None:
+        """Step all schedulers, also after a skipped step, and log the rate of every parameter group."""
+        super().scheduler_step_all(step)
+        for name, optimizer in self.optimizers.items():
+            for group, suffix in zip(optimizer.param_groups, ("", "_fine_tuned"), strict=False):
+                writer.put_scalar(name=f"learning_rate/{name}{suffix}", scalar=group["lr"], step=step)

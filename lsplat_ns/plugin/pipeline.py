@@ -18,12 +18,14 @@ from lsplat_ns.data.batches import make_example
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import CheckpointMismatch, MissingWeights, SceneDataError
 from lsplat_ns.evaluation.protocol import EntryScore, average, score_entry
+from lsplat_ns.fusion import predict_scene
 from lsplat_ns.losses import PerceptualDistance
+from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
 from lsplat_ns.plugin.model import LatentSplatModel, LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LR_FACTOR
 from lsplat_ns.plugin.trainer import checkpoint_steps, one_line_errors
-from lsplat_ns.scene import SceneBatch
+from lsplat_ns.scene import SceneBatch, VariationalGaussians
 
 
 @dataclass
@@ -89,9 +91,9 @@ class LatentSplatPipeline(VanillaPipeline):
     @profiler.time_function
     def get_train_loss_dict(self, step: int) -> Tuple[Dict, Dict, Dict]:
         """Outputs, losses and metrics of one step. All of it is computed inside the (possibly DDP-wrapped) model."""
-        batch, _ = self.datamanager.next_train(step)
-        outputs = self._model(batch)
-        return outputs, outputs["losses"], outputs["metrics"]
+        batch, skips = self.datamanager.next_train(step)
+        outputs = self._model(batch, self.datamanager.stream.noise_seed(step))
+        return outputs, outputs["losses"], {**outputs["metrics"], **skips}
 
     def get_param_groups(self) -> Dict[str, List[Parameter]]:
         """Parameter groups; each parameter knows the effective batch size, which scales some learning rates."""
@@ -138,7 +140,7 @@ class LatentSplatPipeline(VanillaPipeline):
         self.eval()
         batch, _ = self.datamanager.next_eval(step)
         with torch.no_grad():
-            score = self._score(batch, seed=0)
+            score = self._score(batch, seed=0, scene=self.datamanager.scene)
         self.train()
         metrics = {name: values.mean() for name, values in score.metrics.items()}
         mse = (score.images.to(batch.target.image) - batch.target.image[0]).square().mean()
@@ -171,15 +173,18 @@ class LatentSplatPipeline(VanillaPipeline):
         entries = list(self._evaluation_entries())
         scores: List[EntryScore] = []
         for number, (scene, choice) in enumerate(track(entries, description="Evaluating", transient=True)):
-            video = self.datamanager.scene.video
-            if scene != video.scene:
-                video = self.datamanager.dataparser.read_scene(scene)
+            active = self.datamanager.scene
+            shown = active if choice is active.choice else None
             try:
-                example = make_example(video, choice, self.config.datamanager.preparation)
+                if shown is not None:
+                    example = shown.example(choice.target)
+                else:
+                    video = active.video if scene == active.name else self.datamanager.dataparser.read_scene(scene)
+                    example = make_example(video, choice, self.config.datamanager.preparation)
             except SceneDataError as error:
                 CONSOLE.print(f"[yellow]Skipped scene {scene}: {error}")
                 continue
-            scores.append(self._score(example.to(self.device), seed=number))
+            scores.append(self._score(example.to(self.device), seed=number, scene=shown))
             if output_path is not None:
                 _save_images(scores[-1], output_path)
         self.train()
@@ -200,14 +205,22 @@ class LatentSplatPipeline(VanillaPipeline):
                 return
         yield datamanager.scene.name, datamanager.scene.choice
 
-    def _score(self, example: SceneBatch, seed: int) -> EntryScore:
+    def _score(self, example: SceneBatch, seed: int, scene: Optional[ActiveScene] = None) -> EntryScore:
+        """Score an example; one of the active scene as that is shown, fused from its pairs of context views."""
         lpips = None
         try:
             lpips = PerceptualDistance().per_image
         except MissingWeights:
             pass  # the metric is simply absent; `lsplat doctor` says what is missing
         deterministic = self.config.evaluation == "mode"
-        return score_entry(self.model.network, example, seed=seed, deterministic=deterministic, lpips=lpips)
+        network, encode = self.model.network, None
+        if scene is not None and len(scene.pairs) > 1:
+            pairs = [pair.to(self.device) for pair in scene.pairs]
+
+            def encode(generator: torch.Generator) -> VariationalGaussians:
+                return predict_scene(network, pairs, deterministic=deterministic, generator=generator).gaussians
+
+        return score_entry(network, example, seed=seed, deterministic=deterministic, lpips=lpips, encode=encode)
 
 
 def _check_run(run_dir: Optional[Path]) -> None:

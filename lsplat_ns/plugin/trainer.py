@@ -1,23 +1,28 @@
-"""nerfstudio's trainer, made safe: it fails in one line, saves whole files only, and Ctrl-C keeps the work."""
+"""nerfstudio's trainer, made safe: it fails in one line, saves whole files only, and being stopped keeps the work."""
 
 import os
 import signal
 import socket
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator, Optional, Type
 
 import torch
-from nerfstudio.engine.trainer import Trainer, TrainerConfig
+import torch.distributed
+from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
 from lsplat_ns.checkpoints.pretrained import check_pretrained
-from lsplat_ns.data.streams import SharedStep
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.losses.perceptual import locate_backbone
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
+from lsplat_ns.plugin.optimizers import GuardedOptimizers
+
+MOST_SKIPPED_IN_A_ROW = 100
+"""Steps without a finite gradient before training gives up."""
 
 
 @contextmanager
@@ -45,6 +50,21 @@ def checkpoint_steps(folder: Path) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.ckpt"))
 
 
+def newest_whole_checkpoint(folder: Path) -> int:
+    """Step of the newest checkpoint that is no torn file; says which newer ones are passed over.
+
+    Raises:
+        CheckpointMismatch: If there is no checkpoint, or none is whole.
+    """
+    steps = checkpoint_steps(folder)
+    for step in reversed(steps):
+        path = folder / f"step-{step:09d}.ckpt"
+        if zipfile.is_zipfile(path):  # the list of contents stands at the end
+            return step
+        CONSOLE.print(f"[yellow]{path} is cut short or damaged; taking the one before")
+    raise CheckpointMismatch(f"{folder} holds no {'whole ' if steps else ''}checkpoint (step-*.ckpt)")
+
+
 @dataclass
 class LatentSplatTrainerConfig(TrainerConfig):
     """nerfstudio's trainer config with checks before anything is written."""
@@ -55,10 +75,15 @@ class LatentSplatTrainerConfig(TrainerConfig):
     def get_checkpoint_dir(self) -> Path:
         """The checkpoint folder.
 
-        Every tool asks for it before it builds the pipeline, which learns the run's folder here.
+        Every tool asks for it before it builds the pipeline, which learns here where the run is, and which of its
+        checkpoints to open. (nerfstudio would take a torn one, or the step that the run itself was resumed from.)
         """
         self.pipeline.datamanager.run_dir = self.get_base_dir()
-        return super().get_checkpoint_dir()
+        folder = super().get_checkpoint_dir()
+        if checkpoint_steps(folder):
+            with one_line_errors():
+                self.load_step = newest_whole_checkpoint(folder)
+        return folder
 
     def set_experiment_name(self) -> None:
         """Name the experiment after the data, also where ``--data`` was given behind the dataparser's name."""
@@ -94,8 +119,10 @@ class LatentSplatTrainerConfig(TrainerConfig):
         dataparser = datamanager.dataparser.setup()
         if isinstance(dataparser, SceneSetDataParser):
             dataparser.scene_ids()  # what the viewer shows
-        # One example, so that unusable data stops here and not inside a loader process with two stack traces.
-        next(iter(training_stream(datamanager, dataparser, SharedStep())))
+        # Two batches: data that cannot be used, be it only with the gaps of the last steps, stop here.
+        stream = training_stream(datamanager, dataparser)
+        for step in {0, max(0, self.max_num_iterations - 1)}:
+            stream[step]
         for path in (self.load_dir, self.load_checkpoint):
             if path is not None and not path.exists():
                 raise CheckpointMismatch(f"no checkpoint at {path}")
@@ -112,33 +139,109 @@ class LatentSplatTrainerConfig(TrainerConfig):
 
 
 class LatentSplatTrainer(Trainer):
-    """Stops cleanly at Ctrl-C (the step ends, a checkpoint is written, exit code 0) and never leaves half a file."""
+    """Skips steps whose gradient is not finite, stops cleanly when asked to, and never leaves half a file.
+
+    Ctrl-C and SIGTERM end the step, write a checkpoint and exit with code 0, on all ranks after the same step.
+    """
 
     config: LatentSplatTrainerConfig
+    optimizers: GuardedOptimizers
     interrupted = False
+    stop_training = False
+
+    def __init__(self, config: LatentSplatTrainerConfig, local_rank: int = 0, world_size: int = 1) -> None:
+        resumed_from = config.load_step
+        super().__init__(config, local_rank, world_size)
+        config.load_step = resumed_from  # asking for the run's folder has set it, as tools need it
 
     def setup(self, test_mode: str = "val") -> None:
         """Build everything; user errors end the program with one line."""
         with one_line_errors():
             super().setup(test_mode)
 
+    def setup_optimizers(self) -> GuardedOptimizers:
+        """Optimizers that leave out steps whose gradient is not finite."""
+        return GuardedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+
+    def _load_checkpoint(self) -> None:
+        """Load the stated checkpoint, or the newest one of ``load_dir`` that is whole."""
+        config, stated = self.config, self.config.load_step
+        if config.load_dir is not None and stated is None:
+            config.load_step = newest_whole_checkpoint(config.load_dir)
+        super()._load_checkpoint()
+        config.load_step = stated
+
     def train(self) -> None:
-        """Train; the first Ctrl-C asks the loop to stop after the step, a second one stops at once."""
-        previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        """Train up to step ``max_num_iterations``; that many steps more where a resumed run is there already.
+
+        The first Ctrl-C asks the loop to stop after the step, a second one stops at once.
+        """
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        total = self.config.max_num_iterations
         try:
             with one_line_errors():
+                # nerfstudio 1.1.5 counts from the step that it resumes at.
+                if 0 < self._start_step < total:
+                    self.config.max_num_iterations = total - self._start_step
+                    CONSOLE.print(f"Resuming at step {self._start_step} of {total}")
                 super().train()
         except KeyboardInterrupt:
             CONSOLE.print("Stopped.")
         finally:
-            signal.signal(signal.SIGINT, previous)
+            self.config.max_num_iterations = total
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
-    def _on_interrupt(self, signum: int, frame: Optional[Any]) -> None:
+    def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
+        """One step. A gradient that is not finite changes nothing; such steps are counted in the log.
+
+        Raises:
+            LsplatError: If that happens many times in a row.
+        """
+        optimizers, before = self.optimizers, self.optimizers.skipped_steps
+        statistics = [buffer.clone() for buffer in self.pipeline.model.buffers()]
+        loss, losses, metrics = super().train_iteration(step)
+        if optimizers.skipped_steps > before:
+            for buffer, value in zip(self.pipeline.model.buffers(), statistics, strict=True):
+                buffer.copy_(value)  # the forward pass has put its numbers into the running statistics
+            self._report_skipped_step(step, losses)
+        metrics["skipped_steps"] = torch.tensor(float(optimizers.skipped_steps))
+        self._agree_on_stopping()
+        return loss, losses, metrics
+
+    def _report_skipped_step(self, step: int, losses: dict[str, torch.Tensor]) -> None:
+        """Say it the first time and whenever the count has doubled."""
+        count, row = self.optimizers.skipped_steps, self.optimizers.skipped_in_a_row
+        bad = ", ".join(name for name, loss in losses.items() if not bool(torch.isfinite(loss.detach()).all()))
+        what = f"loss {bad} is not finite" if bad else "the gradient is not finite"
+        if count.bit_count() == 1 and self.local_rank == 0:
+            CONSOLE.print(f"[yellow]Skipped step {step}: {what} ({count} skipped so far)")
+        if row >= MOST_SKIPPED_IN_A_ROW:
+            raise LsplatError(
+                f"{row} steps in a row had to be skipped, at step {step} because {what}; resume from the last "
+                "checkpoint with a lower learning rate (--optimizers.generator.optimizer.lr)"
+            )
+
+    def _agree_on_stopping(self) -> None:
+        """Stop after this step if any rank was asked to; one that goes on alone would wait for the others forever."""
+        if self.world_size > 1:
+            flag = torch.tensor([float(self.interrupted)], device=self.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            self.interrupted = bool(flag)
+        if self.interrupted:
+            self.stop_training = True
+
+    def _on_signal(self, number: int, frame: Optional[Any]) -> None:
+        # A launcher of several ranks answers Ctrl-C by SIGTERM to each of them: not a second wish to stop.
+        if self.interrupted and number == signal.SIGTERM:
+            return
         if self.interrupted or self.training_state == "completed":
             raise KeyboardInterrupt
         self.interrupted = True
-        self.stop_training = True
-        CONSOLE.print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")
+        if self.training_state == "paused":  # by the viewer: no step will come
+            self.stop_training = True
+        if self.local_rank == 0:
+            CONSOLE.print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")
 
     def _after_train(self) -> None:
         if self.interrupted:

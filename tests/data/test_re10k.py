@@ -1,133 +1,87 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from parity import PARITY, recording
 from PIL import Image
+from re10k_chunks import scene, write
 
-from lsplat_ns.data.batches import PreparationConfig, collate, make_example
-from lsplat_ns.data.re10k import Re10kSplit
-from lsplat_ns.data.streams import ExampleStream, SharedStep, StreamConfig
-from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig, read_evaluation_index
+from lsplat_ns.data import re10k
+from lsplat_ns.data.re10k import Re10kSplit, read_chunk
 from lsplat_ns.errors import SceneDataError
 
-SAMPLING = ViewSamplingConfig(
-    num_target_views=2, min_gap=2, max_gap=4, initial_min_gap=2, initial_max_gap=4, target_margin=0,
-    gap_warm_up_steps=0, margin_warm_up_steps=0,
-)  # fmt: skip
+
+def message_of(root: Path, key: str) -> str:
+    """The one line with which a scene of the train split is refused."""
+    with pytest.raises(SceneDataError) as caught:
+        Re10kSplit.open(root, "train").read_scene(key)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
-def jpeg(seed: int, size: tuple[int, int]) -> torch.Tensor:
-    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return torch.from_numpy(np.frombuffer(buffer.getvalue(), np.uint8).copy())
-
-
-def scene(key: str, frames: int = 6, size: tuple[int, int] = (36, 64), step: float = 0.1) -> dict:
-    rows = torch.zeros(frames, 18)
-    rows[:, :4] = torch.tensor([0.8, 1.4, 0.5, 0.5])
-    rows[:, 6:] = torch.eye(4)[:3].flatten()
-    rows[:, 9] = torch.arange(frames) * step  # x of the camera-from-world translation
-    return {
-        "url": "none", "timestamps": torch.arange(frames), "cameras": rows,
-        "images": [jpeg(i, size) for i in range(frames)], "key": key,
-    }  # fmt: skip
-
-
-def write(root: Path, chunks: dict[str, list[dict]], split: str = "train") -> Path:
-    folder = root / split
-    folder.mkdir(parents=True)
-    for name, scenes in chunks.items():
-        torch.save(scenes, folder / name)
-    index = {s["key"]: name for name, scenes in chunks.items() for s in scenes}
-    (folder / "index.json").write_text(json.dumps(index))
-    return root
-
-
-def stream(root: Path, **options) -> ExampleStream:
-    config = StreamConfig(PreparationConfig(image_size=(32, 32)), SAMPLING, **options)
-    return ExampleStream(Re10kSplit.open(root, "train"), config, SharedStep())
-
-
-def test_examples_equal_the_recorded_ones() -> None:
-    case = recording("ls_data_re10k_evaluation")
-    root = PARITY / "golden" / "data" / "re10k"
-    split, index = Re10kSplit.open(root, "test"), read_evaluation_index(root / "evaluation_index.json")
-    choices = index["bbbb000000000001"]
-    assert len(choices) == len(case.meta["examples"])
-    video = split.read_scene("bbbb000000000001")
-    for number, choice in enumerate(choices):
-        example = make_example(video, choice, PreparationConfig())
-        for name, views in (("context", example.context), ("target", example.target)):
-            # The original rescales its poses in place, so later entries carry the rounding of the earlier ones.
-            case.assert_close(f"{number}/{name}/extrinsics", views.cameras.world_from_camera[0], 1e-5)
-            case.assert_close(f"{number}/{name}/image", views.image[0], 0.0)
-            case.assert_close(f"{number}/{name}/intrinsics", views.cameras.intrinsics_norm[0], 1e-6)
-            case.assert_close(f"{number}/shimmed/{name}/near", views.cameras.near, 1e-5)
-            case.assert_close(f"{number}/shimmed/{name}/far", views.cameras.far, 1e-5)
-
-
-def test_units_are_kept_where_the_baseline_is_not_normalised() -> None:
-    case = recording("ls_data_re10k_evaluation_nobaseline")
-    video = Re10kSplit.open(PARITY / "golden" / "data" / "re10k", "test").read_scene("bbbb000000000001")
-    example = make_example(video, FrameChoice((5, 30), (0, 10, 17, 42)), PreparationConfig(baseline_to_one=False))
-    case.assert_close("0/context/extrinsics", example.context.cameras.world_from_camera[0], 1e-6)
-
-
-def test_coinciding_cameras_and_small_images_are_refused(tmp_path: Path) -> None:
-    root = write(tmp_path / "d", {"0.torch": [scene("still", step=0.0), scene("small")]})
+def test_a_split_knows_its_scenes_by_chunk(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"1.torch": [scene("c")], "0.torch": [scene("b"), scene("a")]})
     split = Re10kSplit.open(root, "train")
-    with pytest.raises(SceneDataError, match="apart"):
-        make_example(split.read_scene("still"), FrameChoice((0, 4), (2,)), PreparationConfig(image_size=(32, 32)))
-    with pytest.raises(SceneDataError, match="64x36 is smaller than the 128x128"):
-        make_example(split.read_scene("small"), FrameChoice((0, 4), (2,)), PreparationConfig(image_size=(128, 128)))
+    assert split.scenes == ["c", "b", "a"] and split.shards == ["0.torch", "1.torch"]
+    assert split.scenes_of("0.torch") == ["b", "a"]
+    assert [video.scene for video in split.read_shard("0.torch")] == ["b", "a"]
 
 
-def test_collating_keeps_every_example(tmp_path: Path) -> None:
-    root = write(tmp_path / "d", {"0.torch": [scene("a"), scene("b")]})
-    examples = [example for example, _ in zip(iter(stream(root)), range(3), strict=False)]
-    batch = collate(examples)
-    assert batch.context.image.shape == (3, 2, 3, 32, 32) and batch.target.frame.shape == (3, 2)
-    assert batch.scene == tuple(e.scene[0] for e in examples)
-    torch.testing.assert_close(batch.target.image[1], examples[1].target.image[0])
+def test_a_chunk_is_opened_once_for_scenes_read_in_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a"), scene("b")], "1.torch": [scene("c")]})
+    opened = []
+    monkeypatch.setattr(re10k, "read_chunk", lambda path: opened.append(path.name) or read_chunk(path))
+    split = Re10kSplit.open(root, "train")
+    for key in ("a", "b", "c", "a"):
+        assert split.read_scene(key).scene == key
+    assert opened == ["0.torch", "1.torch"]
 
 
-def test_the_same_seed_gives_the_same_examples_and_another_rank_others(tmp_path: Path) -> None:
-    root = write(tmp_path / "d", {f"{i}.torch": [scene(f"s{i}")] for i in range(4)})
-
-    def first(**options) -> list[tuple]:
-        pairs = zip(iter(stream(root, **options)), range(6), strict=False)
-        return [(e.scene, e.context.frame.tolist(), e.target.frame.tolist()) for e, _ in pairs]
-
-    assert first(seed=1) == first(seed=1)
-    assert first(seed=1) != first(seed=2)
-    ranks = [{scene for scene, *_ in first(rank=rank, world_size=2)} for rank in (0, 1)]
-    assert not ranks[0] & ranks[1]
+def test_a_chunk_that_was_downloaded_again_is_read_again(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a", frames=4)]})
+    split = Re10kSplit.open(root, "train")
+    assert len(split.read_scene("a")) == 4
+    torch.save([scene("a", frames=5)], tmp_path / "new.torch")
+    os.replace(tmp_path / "new.torch", root / "train" / "0.torch")
+    assert len(split.read_scene("a")) == 5
 
 
-def test_unusable_examples_are_counted_and_the_rest_is_used(tmp_path: Path) -> None:
-    broken = scene("broken")
-    broken["cameras"][2] = float("nan")
-    root = write(tmp_path / "d", {"0.torch": [scene("short", frames=2), broken, scene("good")]})
-    source = stream(root)
-    examples = iter(source)
-    assert next(examples).scene == ("good",)
-    seen = {next(examples).scene for _ in range(3)}
-    assert seen == {("good",)}
-    assert any("2 frames" in reason for reason in source.skipped) or any("NaN" in r for r in source.skipped)
+def test_chunks_are_mapped_and_not_loaded(tmp_path: Path) -> None:
+    big = scene("a")
+    big["images"].append(torch.zeros(200_000_000, dtype=torch.uint8))
+    big["cameras"] = torch.cat([big["cameras"], big["cameras"][-1:]])
+    root = write(tmp_path / "d", {"0.torch": [big]})
+    del big
+
+    def resident_mb() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs /proc")
+    before = resident_mb()
+    video = Re10kSplit.open(root, "train").read_scene("a")
+    video.read_image(0)
+    assert resident_mb() - before < 50
 
 
-def test_a_dataset_without_a_usable_scene_says_why(tmp_path: Path) -> None:
-    root = write(tmp_path / "d", {"0.torch": [scene("short", frames=2)]})
-    with pytest.raises(SceneDataError, match=r"no scene can be used.*has 2 frames"):
-        next(iter(stream(root)))
+def test_chunks_of_old_torch_are_read(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")]})
+    torch.save([scene("a")], root / "train" / "0.torch", _use_new_zipfile_serialization=False)
+    assert Re10kSplit.open(root, "train").read_scene("a").read_image(0).shape == (36, 64, 3)
+
+
+def test_a_picture_is_the_image(tmp_path: Path) -> None:
+    video = Re10kSplit.open(write(tmp_path / "d", {"0.torch": [scene("a")]}), "train").read_scene("a")
+    np.testing.assert_array_equal(np.asarray(video.read_picture(2)), video.read_image(2))
+    assert video.read_size(2) == video.read_image(2).shape[:2] == (36, 64)
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
 
 
 def test_a_chunk_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -138,19 +92,90 @@ def test_a_chunk_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
         def __reduce__(self):
             return (open, (str(marker), "w"))
 
-    (root / "train" / "0.torch").write_bytes(pickle.dumps(Attack()))
-    with pytest.raises(SceneDataError, match=r"cannot read chunk .*0\.torch"):
-        Re10kSplit.open(root, "train").read_scene("a")
+    path = root / "train" / "0.torch"
+    path.write_bytes(pickle.dumps(Attack()))
+    assert "0.torch" in message_of(root, "a")
+    torch.save([scene("a"), Attack()], path)
+    assert "0.torch" in message_of(root, "a") and "carries pickled code" in message_of(root, "a")
     assert not marker.exists()
 
 
-def test_a_chunk_cut_in_half_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_chunk_cut_in_half_is_named(tmp_path: Path) -> None:
     root = write(tmp_path / "d", {"0.torch": [scene("a")]})
     path = root / "train" / "0.torch"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(SceneDataError) as caught:
-        Re10kSplit.open(root, "train").read_scene("a")
-    assert "0.torch" in str(caught.value) and "\n" not in str(caught.value)
+    message = message_of(root, "a")
+    assert "0.torch" in message and "cut short" in message and "download it again" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG not torch", b"PK\x03\x04 no archive either"])
+def test_a_file_that_is_not_torchs_is_named(tmp_path: Path, content: bytes) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")]})
+    (root / "train" / "0.torch").write_bytes(content)
+    assert "0.torch" in message_of(root, "a")
+
+
+def test_a_file_of_another_shape_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")]})
+    torch.save({"a": scene("a")}, root / "train" / "0.torch")
+    assert "holds a dict, not a list of scenes" in message_of(root, "a")
+
+
+def test_a_scene_that_the_index_misplaces_is_named(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")], "1.torch": [scene("b")]})
+    (root / "train" / "index.json").write_text('{"a": "1.torch"}')
+    assert "puts scene a in 1.torch, but it is not there" in message_of(root, "a")
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda s: s.update(cameras=s["cameras"][:, :17]), "one row of 18 camera numbers"),
+        (lambda s: s.update(cameras=s["cameras"][:4]), "one row of 18 camera numbers"),
+        (lambda s: s.update(cameras="none"), "one row of 18 camera numbers"),
+        (lambda s: s.update(images=7), "lacks key, cameras or images"),
+        (lambda s: s.pop("images"), "lacks key, cameras or images"),
+        (lambda s: s["cameras"].__setitem__((2, 7), float("nan")), "frame 2, has a camera with NaN"),
+        (lambda s: s["cameras"].__setitem__((3, 0), float("inf")), "frame 3, has a camera with NaN or infinite"),
+        (lambda s: s["cameras"][:, 6:].mul_(2), "frame 0, has a pose that is not rigid"),
+        (lambda s: s["cameras"][1, 6:10].mul_(-1), "frame 1, has a pose that is not rigid"),
+        (lambda s: s["cameras"][1, 6:].zero_(), "pose that cannot be inverted"),
+        (lambda s: s["cameras"][:, :4].mul_(torch.tensor([64, 36, 64, 36])), "intrinsics in pixels; divide fx, cx by"),
+        (lambda s: s["cameras"][4, 1].mul_(-1), "frame 4, has a focal length that is not positive"),
+        (lambda s: s.update(cameras=s["cameras"][:0], images=[]), "has no frame"),
+    ],
+)
+def test_a_broken_scene_is_explained_and_the_others_are_read(tmp_path: Path, damage, expected: str) -> None:
+    broken = scene("broken")
+    damage(broken)
+    root = write(tmp_path / "d", {"0.torch": [broken, scene("good")]})
+    split, told = Re10kSplit.open(root, "train"), []
+    assert expected in message_of(root, "broken")
+    assert split.read_scene("good").scene == "good"
+    assert [video.scene for video in split.read_shard("0.torch", told.append)] == ["good"]
+    assert expected in str(told[0]) and len(told) == 1
+    with pytest.raises(SceneDataError):
+        list(split.read_shard("0.torch"))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        torch.zeros(0, dtype=torch.uint8),
+        torch.arange(99, dtype=torch.uint8),
+        torch.tensor(list(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), dtype=torch.uint8),
+        "no tensor",
+    ],
+)
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, file: object) -> None:
+    broken = scene("broken")
+    broken["images"][3] = file
+    root = write(tmp_path / "d", {"0.torch": [broken]})
+    video = Re10kSplit.open(root, "train").read_scene("broken")
+    for read in (video.read_image, video.read_picture, video.read_size):
+        with pytest.raises(SceneDataError, match=r"frame 3 of scene broken in 0\.torch is not a readable image"):
+            read(3)
+    assert video.read_image(2).shape == (36, 64, 3)
 
 
 def test_a_frame_cut_in_half_is_named(tmp_path: Path) -> None:
@@ -158,8 +183,36 @@ def test_a_frame_cut_in_half_is_named(tmp_path: Path) -> None:
     cut["images"][3] = cut["images"][3][: len(cut["images"][3]) // 2]
     root = write(tmp_path / "d", {"0.torch": [cut]})
     video = Re10kSplit.open(root, "train").read_scene("cut")
-    with pytest.raises(SceneDataError, match="frame 3 of scene cut"):
+    with pytest.raises(SceneDataError, match=r"frame 3 of scene cut in 0\.torch is cut short"):
         video.read_image(3)
+
+
+def test_gray_images_become_rgb(tmp_path: Path) -> None:
+    gray = scene("gray")
+    buffer = io.BytesIO()
+    Image.new("L", (64, 36), 77).save(buffer, "JPEG")
+    gray["images"][0] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    root = write(tmp_path / "d", {"0.torch": [gray]})
+    assert (Re10kSplit.open(root, "train").read_scene("gray").read_image(0) == 77).all()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+@pytest.mark.parametrize("forbidden", [".", "train", "train/index.json", "train/0.torch"])
+def test_data_without_read_permission_are_named(tmp_path: Path, forbidden: str) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")]})
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    target, user = root / forbidden, os.geteuid()
+    target.chmod(0)
+    if user == 0:
+        os.seteuid(65534)  # nobody; root may read everything
+    try:
+        message = message_of(root, "a")
+    finally:
+        if user == 0:
+            os.seteuid(0)
+        target.chmod(0o755)
+    assert "cannot read" in message and "Permission denied" in message and str(root) in message
 
 
 def test_broken_folders_are_explained(tmp_path: Path) -> None:
@@ -177,6 +230,11 @@ def test_broken_folders_are_explained(tmp_path: Path) -> None:
     assert "names chunk 0.torch, which is not in" in message(root)
     (root / "train" / "index.json").write_text('{"a": "../../secret.torch"}')
     assert "outside" in message(root)
+    (root / "train" / "index.json").write_text('{"a": "/etc/passwd"}')
+    assert "outside" in message(root)
+    for content in ("not json", "[1, 2]", "\udcff"):
+        (root / "train" / "index.json").write_bytes(content.encode(errors="surrogateescape"))
+        assert "not a JSON object" in message(root)
     (root / "train" / "index.json").write_text("{}")
     assert "lists no scene" in message(root)
 

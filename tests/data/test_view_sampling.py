@@ -12,6 +12,7 @@ from lsplat_ns.data.view_sampling import (
     ViewSamplingConfig,
     read_evaluation_index,
     sample_bounded,
+    sample_views,
     spread_choice,
 )
 from lsplat_ns.errors import ConfigError, SceneDataError
@@ -46,6 +47,58 @@ def test_draws_equal_all_192_recorded_ones() -> None:
             assert list(choice.target[:4]) == target["first"] and list(choice.target[-4:]) == target["last"], draw
         else:
             assert list(choice.target) == target, draw
+
+
+def test_arbitrary_draws_equal_the_recorded_ones() -> None:
+    recorded = recording("ls_view_samplers").meta["arbitrary_seed0_n30_2ctx_3tgt"]
+    config = ViewSamplingConfig(sampler="arbitrary", num_target_views=3)
+    choice = sample_views(30, config, generator=torch.Generator().manual_seed(0))
+    assert [list(choice.context), list(choice.target)] == recorded
+
+
+def test_arbitrary_draws_without_replacement_equal_those_recorded_of_mvldm() -> None:
+    examples = recording("mv_data_random").meta["examples"]
+    config = ViewSamplingConfig(sampler="arbitrary", num_target_views=3, without_replacement=True)
+    generator = torch.Generator().manual_seed(0)
+    for example, frames in zip(examples, (34, 40, 12, 31), strict=True):  # lengths of the recorded scenes
+        choice = sample_views(frames, config, generator=generator)
+        assert [list(choice.context), list(choice.target)] == [example["context"], example["target"]]
+
+
+def test_all_takes_every_frame_twice() -> None:
+    assert sample_views(3, ViewSamplingConfig(sampler="all")) == FrameChoice((0, 1, 2), (0, 1, 2))
+
+
+def test_evaluation_draws_among_the_entries_of_the_index() -> None:
+    config = ViewSamplingConfig(sampler="evaluation")
+    entries = [FrameChoice((0, 2), (1,)), FrameChoice((3, 5), (4,))]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {sample_views(9, config, generator=generator, entries=entries) for _ in range(20)}
+    assert drawn == set(entries)
+    with pytest.raises(SceneDataError, match="no entry"):
+        sample_views(9, config)
+
+
+def test_the_bounded_sampler_follows_the_step() -> None:
+    config = ViewSamplingConfig(gap_warm_up_steps=100, margin_warm_up_steps=100)
+    for step, gap in ((0, 25), (50, 35), (100, 45), (10**6, 45)):
+        left, right = sample_views(300, config, step=step).context
+        assert right - left == gap
+
+
+def test_frames_drawn_without_replacement_differ() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for sampler in ("bounded", "arbitrary"):
+        config = ViewSamplingConfig(
+            sampler=sampler, num_target_views=6, without_replacement=True, initial_min_gap=5, initial_max_gap=5
+        )
+        for _ in range(20):
+            targets = sample_views(8, config, generator=generator).target
+            assert len(set(targets)) == 6
+        config.num_target_views = 9
+        with pytest.raises(SceneDataError, match="different") as caught:
+            sample_views(8, config, generator=generator)
+        assert caught.value.reason == "too short"
 
 
 def test_a_falling_ramp_falls_gradually() -> None:

@@ -1,0 +1,352 @@
+"""Captures that nerfstudio reads: where things stand, what is undistorted, which views are chosen, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from demo_captures import World, write_capture
+from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
+from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from PIL import Image
+
+from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.geometry.conventions import opencv_from_opengl
+from lsplat_ns.geometry.covariance import quaternions_from_rotation
+from lsplat_ns.plugin.active_scene import ActiveScene
+from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, video_from_dataparser
+from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
+from lsplat_ns.plugin.pipeline import LatentSplatPipeline, LatentSplatPipelineConfig
+from lsplat_ns.plugin.recipes import tiny_trainer
+
+SMALL = PreparationConfig(image_size=(64, 64))
+TURNED = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))[0]
+ODD = World(13.0, TURNED * np.linalg.det(TURNED), (5.0, -7.0, 100.0))
+
+
+def scene_of(folder: Path, context: tuple[int, ...] | None = None, **options: object) -> ActiveScene:
+    dataparser = NerfstudioDataParserConfig(data=folder).setup()
+    return active_scene_from_dataparser(dataparser, SMALL, CaptureContextConfig(context, **options))
+
+
+def pipeline_of(folder: Path, context: tuple[int, ...], **dataparser: object) -> LatentSplatPipeline:
+    """latentsplat-tiny with random weights on a capture; the same weights every time."""
+    torch.manual_seed(0)
+    config: LatentSplatPipelineConfig = tiny_trainer("latentsplat-tiny").pipeline
+    config.datamanager.dataparser = NerfstudioDataParserConfig(data=folder, **dataparser)
+    config.datamanager.context = context
+    pipeline = config.setup(device="cpu", test_mode="inference").eval()
+    with torch.no_grad():  # random weights see no difference between pictures; exaggerate what they see
+        for parameter in pipeline.model.network.encoder.to_gaussians.parameters():
+            parameter.mul_(4)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo room as a capture, in a world that is large, tilted and far from the origin."""
+    return write_capture(tmp_path_factory.mktemp("captures") / "room", world=ODD)
+
+
+# ------------------------------------------------------------------------------------------------------ line-up
+
+
+def test_cameras_and_files_are_those_that_other_methods_see(capture: Path) -> None:
+    scene = scene_of(capture)
+    stock = NerfstudioDataParserConfig(data=capture, eval_mode="all").setup().get_dataparser_outputs("train")
+    frames = tuple(range(14))
+    ours = scene.dataparser_outputs(frames)
+    torch.testing.assert_close(ours.cameras.camera_to_worlds, stock.cameras.camera_to_worlds, atol=2e-6, rtol=0)
+    assert ours.image_filenames == stock.image_filenames
+    assert torch.equal(ours.dataparser_transform, stock.dataparser_transform)
+    assert ours.dataparser_scale == stock.dataparser_scale
+    # A square is cut from the middle of each photo: what remains has the same focal length per pixel of the photo.
+    torch.testing.assert_close(ours.cameras.fx, stock.cameras.fx)
+
+
+@pytest.mark.parametrize("context", [(2, 9), (9, 2, 13)])
+def test_gaussians_stand_on_the_rays_of_their_photos_pixels_in_nerfstudios_frame(
+    capture: Path, context: tuple[int, ...]
+) -> None:
+    pipeline = pipeline_of(capture, context)
+    model, scene = pipeline.model, pipeline.datamanager.scene
+    fused = model.prediction().fused
+    camera = scene.nerfstudio_cameras(context)
+    first_layer = model.means[fused.layer[0] == 0].split(64 * 64)
+    rows, columns = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
+    for view, means in enumerate(first_layer):
+        local = local_points(means, camera, view)
+        u = camera.fx[view] * local[:, 0] / local[:, 2] + camera.cx[view]
+        v = camera.fy[view] * local[:, 1] / local[:, 2] + camera.cy[view]
+        assert (u - columns.flatten()).abs().max() < 0.6 and (v - rows.flatten()).abs().max() < 0.6
+    for layer in range(1, len(context) - 1):
+        means = model.means[fused.layer[0] == layer]
+        local = local_points(means, camera, layer + 1)
+        u = camera.fx[layer + 1] * local[:, 0] / local[:, 2] + camera.cx[layer + 1]
+        # Each stands on the ray of one pixel, half a pixel off at most; different ones stand on different rays.
+        assert (local[:, 2] > 0).all() and u.min() > -0.6 and u.max() < 64.6
+    assert len(first_layer) == 2 and set(fused.layer[0].tolist()) <= set(range(len(context) - 1))
+
+
+def local_points(means: torch.Tensor, cameras: NerfstudioCameras, view: int) -> torch.Tensor:
+    """Points of nerfstudio's frame in the OpenCV axes of one of its cameras."""
+    pose = torch.eye(4)
+    pose[:3] = cameras.camera_to_worlds[view]
+    return (torch.linalg.inv(opencv_from_opengl(pose)) @ torch.cat([means, torch.ones(len(means), 1)], 1).T).T[:, :3]
+
+
+def test_depth_is_in_nerfstudios_units(capture: Path) -> None:
+    """What is rendered lies between the nearest and the farthest Gaussian, measured in nerfstudio's frame."""
+    pipeline = pipeline_of(capture, (2, 9))
+    model = pipeline.model
+    outputs = model.get_outputs_for_camera(pipeline.datamanager.train_dataset.cameras[0:1])
+    z = local_points(model.means, pipeline.datamanager.train_dataset.cameras, 0)[:, 2]
+    solid = outputs["accumulation"] > 0.02
+    assert solid.any()
+    depths = outputs["depth"][solid]
+    assert z.min() * 0.99 < depths.min() and depths.max() < z.max() * 1.01
+    near, far = pipeline.datamanager.scene.bounds
+    unit = 1 / pipeline.datamanager.scene.network_from_nerfstudio.scale
+    assert float(near) * unit < depths.median() < float(far) * unit
+
+
+@pytest.mark.parametrize("context", [(2, 9), (2, 9, 13)])
+def test_the_picture_does_not_depend_on_the_captures_units_or_axes(
+    capture: Path, tmp_path: Path, context: tuple[int, ...]
+) -> None:
+    plain = write_capture(tmp_path / "plain")
+    large = write_capture(tmp_path / "large", world=World(scale=1000.0))
+    options = {"auto_scale_poses": False, "orientation_method": "none", "center_method": "none"}
+    pipelines = [
+        pipeline_of(plain, context, **options),
+        pipeline_of(large, context, **options),
+        pipeline_of(capture, context),
+    ]
+    pictures, depths = [], []
+    for pipeline in pipelines:
+        target = pipeline.datamanager.eval_dataset.frames.index(5)
+        outputs = pipeline.model.get_outputs_for_camera(pipeline.datamanager.eval_dataset.cameras[target : target + 1])
+        pictures.append(torch.cat([outputs["rgb"], outputs["rgb_splat"], outputs["uncertainty"]], -1))
+        depths.append(outputs["depth"].median())
+    assert pictures[0].std() > 0.05
+    for other in pictures[1:]:
+        # Rounding moves a few Gaussians over the threshold of what is drawn at all.
+        assert (pictures[0] - other).abs().mean() < 1e-3 and (pictures[0] - other).abs().max() < 0.05
+    assert depths[1] / depths[0] == pytest.approx(1000, rel=1e-2)
+
+
+def test_a_colmap_model_gives_the_scene_that_the_same_capture_gives_as_nerfstudio_data(tmp_path: Path) -> None:
+    plain = write_capture(tmp_path / "plain", frames=range(6))
+    frames = json.loads((plain / "transforms.json").read_text())
+    model = tmp_path / "model"
+    (model / "colmap" / "sparse" / "0").mkdir(parents=True)
+    (plain / "images").rename(model / "images")
+    lens = f"{frames['w']} {frames['h']} {frames['fl_x']} {frames['fl_y']} {frames['cx']} {frames['cy']}"
+    lines = []
+    for number, frame in enumerate(frames["frames"], start=1):
+        camera_from_world = np.linalg.inv(opencv_from_opengl(torch.tensor(frame["transform_matrix"])).double().numpy())
+        w, x, y, z = quaternions_from_rotation(torch.from_numpy(camera_from_world[None, :3, :3]))[0].tolist()
+        tx, ty, tz = camera_from_world[:3, 3]
+        lines += [f"{number} {w} {x} {y} {z} {tx} {ty} {tz} 1 {Path(frame['file_path']).name}", "0 0 -1"]
+    sparse = model / "colmap" / "sparse" / "0"
+    (sparse / "cameras.txt").write_text(f"1 PINHOLE {lens}\n")
+    (sparse / "images.txt").write_text("\n".join(lines) + "\n")
+    (sparse / "points3D.txt").write_text("")
+    dataparser = ColmapDataParserConfig(data=model, downscale_factor=1, load_3D_points=False).setup()
+    ours = active_scene_from_dataparser(dataparser, SMALL, CaptureContextConfig((1, 4)))
+    (model / "images").rename(plain / "images")
+    same = scene_of(plain, (1, 4))
+    torch.testing.assert_close(ours.video.world_from_camera, same.video.world_from_camera, atol=1e-3, rtol=0)
+    torch.testing.assert_close(ours.video.intrinsics_norm, same.video.intrinsics_norm)
+    assert [file.name for file in ours.capture.image_files] == [file.name for file in same.capture.image_files]
+
+
+# -------------------------------------------------------------------------------------------------- undistortion
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("OPENCV", {"k1": -0.2, "k2": 0.05, "k3": 0.01, "p1": 0.003, "p2": -0.002}),
+     ("OPENCV_FISHEYE", {"k1": -0.03, "k2": 0.01, "k3": -0.001, "k4": 0.0005})],
+)  # fmt: skip
+def test_photos_are_undistorted_as_nerfstudios_full_image_datamanager_does(
+    tmp_path: Path, model: str, parameters: dict[str, float]
+) -> None:
+    folder = write_capture(tmp_path / "lens", frames=range(4), **parameters)
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps({**meta, "camera_model": model}))
+    video = video_from_dataparser(NerfstudioDataParserConfig(data=folder).setup())
+    stock = NerfstudioDataParserConfig(data=folder, eval_mode="all").setup().get_dataparser_outputs("train")
+    camera = stock.cameras[1].reshape(())
+    photo = np.asarray(Image.open(stock.image_filenames[1]))
+    matrix, expected, _ = _undistort_image(
+        camera, camera.distortion_params.numpy(), {}, photo, camera.get_intrinsics_matrices().numpy()
+    )
+    picture = video.read_image(1)
+    # The principal point is the centre of ours; nerfstudio's has it elsewhere.
+    height, width = video.read_size(1)
+    left, top = round(float(matrix[0, 2]) - width / 2), round(float(matrix[1, 2]) - height / 2)
+    cut = expected[top : top + height, left : left + width]
+    assert picture.shape == cut.shape == (height, width, 3) and min(picture.shape[:2]) > 40
+    assert np.abs(picture.astype(int) - cut).max() <= 1
+    pixels = video.intrinsics_norm[1] * torch.tensor([[width], [height], [1.0]])
+    np.testing.assert_allclose([pixels[0, 0], pixels[1, 1]], [matrix[0, 0], matrix[1, 1]], rtol=1e-5)
+    assert (pixels[:2, 2] - torch.tensor([width / 2, height / 2])).abs().max() <= 0.51
+
+
+# ------------------------------------------------------------------------------------------------ choice of views
+
+
+def test_ways_to_choose_context_views(capture: Path) -> None:
+    assert scene_of(capture, (3, 8, 1)).choice.context == (3, 8, 1)
+    assert scene_of(capture, context_choice="first-last").choice.context == (0, 13)
+    assert scene_of(capture, context_choice="centred", context_gap=5).choice.context == (4, 9)
+    chosen = scene_of(capture).choice
+    assert len(chosen.context) == 2 and sorted(chosen.context + chosen.target) == list(range(14))
+    more = scene_of(capture, num_context_views=4).choice
+    assert (
+        more.context[:2] == chosen.context
+        and 3 <= len(more.context) <= 4
+        and len(set(more.context)) == len(more.context)
+    )
+
+
+def test_pairs_are_encoded_at_a_baseline_of_one_and_joined_in_the_frame_of_the_first(capture: Path) -> None:
+    scene = scene_of(capture, (2, 9, 13))
+    first, second = scene.pairs
+    for pair in scene.pairs:
+        origins = pair.views.cameras.origins[0]
+        assert float((origins[0] - origins[1]).norm()) == pytest.approx(1, rel=1e-4)
+    assert (first.new_views, second.new_views) == ((0, 1), (1,)) and first.scale == 1
+    assert second.views.frame[0].tolist() == [9, 13]
+    torch.testing.assert_close(second.scale * second.views.cameras.origins[0, 0], first.views.cameras.origins[0, 1])
+    torch.testing.assert_close(first.views.cameras.world_from_camera[0, 0], torch.eye(4), atol=1e-5, rtol=0)
+    near, far = scene.bounds
+    for pair in scene.pairs:
+        assert (near <= pair.scale * pair.views.cameras.near).all() and (
+            far >= pair.scale * pair.views.cameras.far
+        ).all()
+
+
+def test_two_photos_are_enough(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "two", frames=(2, 9))
+    pipeline = pipeline_of(folder, (0, 1))
+    assert pipeline.datamanager.scene.choice.target == (0, 1)  # nothing else to compare with
+    scores = pipeline.get_average_eval_image_metrics()
+    assert scores["psnr"] > 3
+
+
+def test_scores_of_several_pairs_are_those_of_the_fused_scene(capture: Path) -> None:
+    pipeline = pipeline_of(capture, (2, 9, 13))
+    pipeline.config.evaluation = "mode"
+    scores = pipeline.get_average_eval_image_metrics()
+    scene, model = pipeline.datamanager.scene, pipeline.model
+    example = scene.example((5, 11))
+    assert example.context.frame[0].tolist() == [2, 9, 13]
+    with torch.no_grad():
+        view = model.network.view(model.prediction().gaussians, example.target.cameras, (64, 64), deterministic=True)
+    outputs = model.get_outputs_for_camera(scene.nerfstudio_cameras((5,)))
+    torch.testing.assert_close(outputs["rgb"].permute(2, 0, 1), view.image[0, 0].clamp(0, 1), atol=5e-3, rtol=0)
+    pipeline.datamanager.scene.__dict__["pairs"] = scene.pairs[:1]
+    assert pipeline.get_average_eval_image_metrics()["psnr"] != scores["psnr"]
+
+
+def test_views_chosen_in_a_viewer_are_remembered_beside_the_run(capture: Path, tmp_path: Path) -> None:
+    config = LatentSplatDataManagerConfig(
+        dataparser=NerfstudioDataParserConfig(data=capture), preparation=SMALL, run_dir=tmp_path
+    )
+    manager = config.setup(test_mode="inference")
+    assert manager.scene_source == "the capture, views chosen by overlap"
+    manager.load_scene("room", (1, 7, 12))
+    again = config.setup(test_mode="inference")
+    assert again.scene.choice.context == (1, 7, 12) and "last chosen" in again.scene_source
+    config.context = (0, 5)
+    assert config.setup(test_mode="inference").scene.choice.context == (0, 5)
+
+
+# ----------------------------------------------------------------------------------------------------- bad input
+
+
+def rewritten(folder: Path, change: dict) -> Path:
+    meta = json.loads((folder / "transforms.json").read_text())
+    (folder / "transforms.json").write_text(json.dumps({**meta, **change}))
+    return folder
+
+
+def one_place(folder: Path, origin: tuple[float, float, float]) -> Path:
+    meta = json.loads(write_capture(folder, frames=range(4)).joinpath("transforms.json").read_text())
+    for entry in meta["frames"]:
+        for axis in range(3):
+            entry["transform_matrix"][axis][3] = origin[axis]
+    return rewritten(folder, {"frames": meta["frames"]})
+
+
+def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -> None:
+    missing = write_capture(tmp_path / "missing", frames=range(4))
+    (missing / "images" / "frame_00002.png").unlink()
+    cut = write_capture(tmp_path / "cut", frames=range(4))
+    (cut / "images" / "frame_00002.png").write_bytes((cut / "images" / "frame_00002.png").read_bytes()[:900])
+    turned = write_capture(tmp_path / "turned", frames=range(4))
+    Image.open(turned / "images" / "frame_00002.png").rotate(90, expand=True).save(
+        turned / "images" / "frame_00002.png"
+    )
+    broken = write_capture(tmp_path / "broken", frames=range(4))
+    (broken / "transforms.json").write_text("{ not json")
+    nan = write_capture(tmp_path / "nan", frames=range(4))
+    meta = json.loads((nan / "transforms.json").read_text())
+    meta["frames"][1]["transform_matrix"][0][0] = float("nan")
+    (nan / "transforms.json").write_text(json.dumps(meta))
+    sphere = rewritten(write_capture(tmp_path / "sphere", frames=range(4)), {"camera_model": "EQUIRECTANGULAR"})
+    small = write_capture(tmp_path / "small", frames=range(4), size=(32, 48))
+    for folder, parts in (
+        (tmp_path / "absent", ["no data at", "absent"]),
+        (rewritten(write_capture(tmp_path / "empty", frames=range(2)), {"frames": []}), ["empty"]),
+        (write_capture(tmp_path / "one", frames=(3,)), ["one", "two"]),
+        (one_place(tmp_path / "origin", (0, 0, 0)), ["stand at one place"]),
+        (one_place(tmp_path / "place", (3.1, -2.7, 8.3)), ["stand at one place"]),
+        (broken, ["cannot read", "broken"]),
+        (nan, ["NaN"]),
+        (sphere, ["equirectangular", "pinhole"]),
+        (missing, ["cannot read image", "frame_00002.png"]),
+        (cut, ["cannot read image", "frame_00002.png"]),
+        (turned, ["frame_00002.png", "64x96 pixels", "96x64"]),
+        (small, ["48x32", "64x64"]),
+    ):
+        with pytest.raises(SceneDataError) as raised:
+            scene_of(folder, (0, 2) if folder not in (nan,) else None).pairs  # noqa: B018
+        assert all(part in str(raised.value) for part in parts), raised.value
+        assert "\n" not in str(raised.value)
+
+
+def test_context_frames_that_make_no_sense_are_refused(capture: Path) -> None:
+    with pytest.raises(SceneDataError, match="frames 0 to 13, but frame 14"):
+        scene_of(capture, (2, 14))
+    for context in ((3,), (3, 3)):
+        with pytest.raises(ConfigError, match="two different frames"):
+            scene_of(capture, context)
+    with pytest.raises(ConfigError, match="num-context-views"):
+        CaptureContextConfig(num_context_views=1)
+
+
+def test_two_context_frames_at_one_place_are_refused(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "room", frames=range(5))
+    meta = json.loads((folder / "transforms.json").read_text())
+    for row in range(3):
+        meta["frames"][1]["transform_matrix"][row][3] = meta["frames"][0]["transform_matrix"][row][3]
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    with pytest.raises(SceneDataError, match="0 and 1 of room stand at one place"):
+        scene_of(folder, (0, 1))
+    assert not {0, 1} <= set(scene_of(folder).choice.context)
+
+
+def test_a_capture_with_stated_splits_lacks_no_frame(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "room", frames=range(6))
+    names = [f"images/frame_{frame:05d}.png" for frame in range(6)]
+    rewritten(folder, {"train_filenames": names[:3], "val_filenames": names[3:]})
+    assert len(video_from_dataparser(NerfstudioDataParserConfig(data=folder).setup())) == 6

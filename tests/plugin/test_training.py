@@ -1,0 +1,300 @@
+"""The trainer: its steps are those of a plain loop, and neither bad numbers nor being stopped cost what was learned."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BIN, call
+from torch import Tensor, nn
+
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
+from lsplat_ns.losses.objective import step_losses
+from lsplat_ns.plugin import optimizers
+from lsplat_ns.plugin import trainer as module
+from lsplat_ns.plugin.model import LatentSplatModelConfig
+from lsplat_ns.plugin.recipes import tiny_trainer
+from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, newest_whole_checkpoint
+
+ALL_LOSSES = LossSchedule(
+    gaussian=(LossTerm("kl", 0.01),),
+    render_image=(LossTerm("mse", 10.0),),
+    combined=(LossTerm("l1", 1.0, 2),),
+    adversarial=AdversarialConfig(starts_at_step=4),
+)
+
+
+@pytest.fixture(autouse=True)
+def _quiet_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nerfstudio's log is a global of the process; what is put into it here is dropped."""
+    monkeypatch.setattr(optimizers.writer, "EVENT_STORAGE", [])
+
+
+def config_of(rooms: Path, folder: Path, **model: object) -> LatentSplatTrainerConfig:
+    config = deepcopy(tiny_trainer("latentsplat-tiny"))
+    config.pipeline.datamanager.data = rooms
+    config.output_dir, config.experiment_name, config.timestamp = folder, "x", "t"
+    config.vis, config.machine.device_type = "tensorboard", "cpu"
+    config.pipeline.model = replace(config.pipeline.model, schedule=ALL_LOSSES, **model)
+    return config
+
+
+def trainer_of(config: LatentSplatTrainerConfig, rank: int = 0, world_size: int = 1) -> LatentSplatTrainer:
+    """A trainer that is set up but for its log."""
+    torch.manual_seed(0)
+    trainer = config.setup(local_rank=rank, world_size=world_size)
+    trainer.pipeline = config.pipeline.setup(
+        device="cpu", test_mode="val", world_size=world_size, local_rank=rank, grad_scaler=trainer.grad_scaler
+    )
+    trainer.optimizers = trainer.setup_optimizers()
+    trainer.pipeline.train()
+    return trainer
+
+
+def iterate(trainer: LatentSplatTrainer, step: int) -> dict[str, Tensor]:
+    """One step as nerfstudio's loop runs it; its metrics."""
+    trainer.pipeline.model.update_to_step(step)
+    return trainer.train_iteration(step)[2]
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+# ----------------------------------------------------------------------------------------------------- the steps
+
+
+@pytest.mark.slow
+def test_ten_steps_equal_a_plain_loop_of_alternating_generator_and_discriminator_steps(
+    rooms: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(config_of(rooms, tmp_path))
+    network = deepcopy(trainer.pipeline.model.network)
+    stream = trainer.pipeline.datamanager.stream
+    for step in range(10):
+        iterate(trainer, step)
+
+    encoder, autoencoder = list(network.encoder.parameters()), list(network.autoencoder.parameters())
+    generator = torch.optim.Adam(
+        [{"params": encoder, "lr": 1e-3}, {"params": autoencoder, "lr": 1e-3, "betas": (0.9, 0.999)}]
+    )
+    discriminator = torch.optim.Adam(network.discriminator.parameters(), lr=1e-4, betas=(0.5, 0.9))
+    for step in range(10):
+        for group in generator.param_groups:
+            group["lr"] = 1e-3 * (0.02 + 0.98 * step / 50)
+        draws = torch.Generator().manual_seed(stream.noise_seed(step))
+        losses = step_losses(network, stream[step].to("cpu"), ALL_LOSSES, step, generator=draws).losses
+        judging = [loss for name, loss in losses.items() if "discriminator" in name]
+        generating = [loss for name, loss in losses.items() if "discriminator" not in name]
+        generator.zero_grad()
+        sum(generating).backward()
+        nn.utils.clip_grad_norm_([*encoder, *autoencoder], 0.5)
+        generator.step()
+        assert bool(judging) == (step >= 4)
+        if judging:
+            discriminator.zero_grad()
+            sum(judging).backward()
+            discriminator.step()
+    wanted = network.state_dict()
+    for name, value in trainer.pipeline.model.network.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def test_frozen_parts_keep_weights_and_statistics_and_the_others_learn(rooms: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(rooms, tmp_path, frozen=("autoencoder", "discriminator")))
+    before = weights(trainer.pipeline.model.network)
+    for step in (3, 4, 5):
+        iterate(trainer, step)
+    changed = {n.split(".")[0] for n, v in weights(trainer.pipeline.model.network).items() if not v.equal(before[n])}
+    assert changed == {"encoder"}
+
+
+def test_freezing_all_that_could_learn_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        LatentSplatModelConfig(frozen=("encoder", "autoencoder"))
+
+
+def test_every_parameter_groups_rate_is_logged(rooms: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(config_of(rooms, tmp_path))
+    iterate(trainer, 0)
+    rates = {e["name"]: e["event"] for e in optimizers.writer.EVENT_STORAGE if e["name"].startswith("learning_rate/")}
+    assert rates.keys() == {f"learning_rate/{n}" for n in ("generator", "generator_fine_tuned", "discriminator")}
+    assert rates["learning_rate/discriminator"] == 1e-4 and rates["learning_rate/generator"] == pytest.approx(3.96e-5)
+
+
+# ---------------------------------------------------------------------------------- gradients that are not finite
+
+
+@pytest.fixture
+def poisoned(rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LatentSplatTrainer]:
+    """A trainer whose decoded images are NaN at steps 5 and up, so that the discriminator sees them as well."""
+    trainer = trainer_of(config_of(rooms, tmp_path))
+    network = trainer.pipeline.model.network
+    decode = network.decode
+
+    def broken(*maps: Tensor) -> Tensor:
+        return decode(*maps) * (float("nan") if trainer.pipeline.model.step >= 5 else 1)
+
+    monkeypatch.setattr(network, "decode", broken)
+    yield trainer
+
+
+def test_a_step_without_finite_gradient_changes_nothing_and_is_counted(
+    poisoned: LatentSplatTrainer, capsys: pytest.CaptureFixture
+) -> None:
+    iterate(poisoned, 4)
+    before = weights(poisoned.pipeline.model)
+    moments = deepcopy(poisoned.optimizers.optimizers["generator"].state_dict()["state"])
+    metrics = iterate(poisoned, 5)
+    assert metrics["skipped_steps"] == 1
+    for name, value in poisoned.pipeline.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    for key, state in poisoned.optimizers.optimizers["generator"].state_dict()["state"].items():
+        assert all(torch.equal(state[name], moments[key][name]) for name in state)
+    assert "Skipped step 5: loss combined/l1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_training_that_only_skips_gives_up_with_one_line(
+    poisoned: LatentSplatTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_SKIPPED_IN_A_ROW", 3)
+    iterate(poisoned, 5)
+    iterate(poisoned, 6)
+    with pytest.raises(LsplatError, match="3 steps in a row had to be skipped, at step 7"):
+        iterate(poisoned, 7)
+
+
+# ------------------------------------------------------------------------------------ being stopped, and resuming
+
+
+def saved(trainer: LatentSplatTrainer, *steps: int) -> Path:
+    for step in steps:
+        trainer.save_checkpoint(step)
+    return trainer.checkpoint_dir
+
+
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_checkpoint_cut_in_half_is_passed_over_by_training_and_by_tools(
+    rooms: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = config_of(rooms, tmp_path)
+    config.save_only_latest_checkpoint = False
+    folder = saved(trainer_of(config), 3, 7)
+    cut_in_half(folder / "step-000000007.ckpt")
+
+    assert newest_whole_checkpoint(folder) == 3
+    assert "step-000000007.ckpt is cut short or damaged" in "".join(capsys.readouterr().out.split("\n"))
+    tool = deepcopy(config)
+    tool.load_step = 7  # as a run says that was itself resumed with --load-step
+    assert tool.get_checkpoint_dir() == folder and tool.load_step == 3
+
+    resumed = config_of(rooms, tmp_path)
+    resumed.load_dir, resumed.timestamp = folder, "u"
+    trainer = trainer_of(resumed)
+    trainer._load_checkpoint()
+    assert trainer._start_step == 4 and resumed.load_step is None
+
+    cut_in_half(folder / "step-000000003.ckpt")
+    with pytest.raises(CheckpointMismatch, match="holds no whole checkpoint"):
+        newest_whole_checkpoint(folder)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    trainer = trainer_of(config_of(rooms, tmp_path))
+    folder = saved(trainer, 3)
+
+    def fill_the_disk(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise RuntimeError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    trainer.save_checkpoint(7)
+    assert [path.name for path in folder.iterdir()] == ["step-000000003.ckpt"]
+    assert not list(tmp_path.rglob("*.partial"))
+    assert "Could not save" in capsys.readouterr().out
+
+
+LAST = 11
+OPTIONS = (
+    "--max-num-iterations", LAST + 1, "--steps-per-save", 1, "--save-only-latest-checkpoint", "False",
+    "--vis", "tensorboard", "--experiment-name", "x", "--pipeline.datamanager.num-workers", 1,
+    "--pipeline.model.schedule.combined.0.starts-at-step", 2,
+    "--pipeline.model.schedule.adversarial.starts-at-step", 4,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_step_and_resumed_is_bit_identical_to_one_never_stopped(
+    rooms: Path, tmp_path: Path
+) -> None:
+    common = ["ns-train", "latentsplat-tiny", "--data", rooms, *OPTIONS]
+    runs = tmp_path / "outputs" / "x" / "latentsplat-tiny"
+    kill_after = random.Random(time.time_ns()).randrange(LAST - 2)
+    process = subprocess.Popen(
+        [BIN / common[0], *map(str, common[1:]), "--timestamp", "killed"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    checkpoints = runs / "killed" / "nerfstudio_models"
+    while not (checkpoints / f"step-{kill_after:09d}.ckpt").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (checkpoints / f"step-{LAST:09d}.ckpt").exists(), f"kill after step {kill_after} came too late"
+
+    for options in (["--timestamp", "resumed", "--load-dir", checkpoints], ["--timestamp", "whole"]):
+        outcome = call(*common, *options, cwd=tmp_path)
+        assert outcome.code == 0, outcome.output
+    resumed, whole = (
+        torch.load(runs / name / "nerfstudio_models" / f"step-{LAST:09d}.ckpt", weights_only=True)
+        for name in ("resumed", "whole")
+    )
+    difference = first_difference(resumed, whole)
+    assert difference is None, f"killed after step {kill_after}: {difference} differs"
+
+
+def first_difference(first: object, second: object, path: str = "") -> str | None:
+    """Where two nested values differ in a single bit, or None."""
+    if isinstance(first, dict):
+        if first.keys() != second.keys():
+            return f"{path} (keys)"
+        found = (first_difference(first[key], second[key], f"{path}/{key}") for key in first)
+        return next((place for place in found if place), None)
+    if isinstance(first, (list, tuple)):
+        return first_difference(dict(enumerate(first)), dict(enumerate(second)), path)
+    same = torch.equal(first, second) if isinstance(first, Tensor) else first == second
+    return None if same else path
+
+
+# ------------------------------------------------------------------------------------------------- several ranks
+
+
+@pytest.mark.slow
+def test_two_ranks_average_to_the_joint_batch_stay_equal_with_gan_and_stop_together(
+    rooms: Path, tmp_path: Path
+) -> None:
+    script = Path(__file__).resolve().parents[1] / "two_ranks.py"
+    process = subprocess.run(
+        [sys.executable, script, rooms, tmp_path], capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    for claim in ("gradients agree", "parameters agree", "no example is read twice", "stopped after the same step"):
+        assert claim in process.stdout, process.stdout + process.stderr

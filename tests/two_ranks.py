@@ -1,0 +1,152 @@
+"""Two training processes on one machine (gloo, CPU), as nerfstudio's launcher starts them; run by test_training.
+
+``python two_ranks.py DATA FOLDER`` prints one line per claim that holds and fails where one does not.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from copy import deepcopy
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from nerfstudio.utils import comms
+from plugin.test_training import config_of, iterate, trainer_of
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
+from lsplat_ns.losses.objective import StepNoise, step_losses
+from lsplat_ns.plugin import optimizers
+from lsplat_ns.plugin.trainer import LatentSplatTrainer
+from lsplat_ns.scene import SceneBatch, Views
+
+WITHOUT_GAN = LossSchedule(
+    gaussian=(LossTerm("kl", 0.01),),
+    render_image=(LossTerm("mse", 10.0),),
+    combined=(LossTerm("mse"),),
+    adversarial=AdversarialConfig("none"),
+)
+"""Batch normalisation and the adaptive weight see the examples of their own rank, as in the original; and l1's gradient
+jumps where rounding changes the sign of a difference."""
+
+
+def joined(parts: list[SceneBatch]) -> SceneBatch:
+    """One batch of several ranks' examples."""
+
+    def views(name: str) -> Views:
+        chosen = [getattr(part, name) for part in parts]
+        cameras = type(chosen[0].cameras)(
+            *(torch.cat([getattr(v.cameras, f) for v in chosen]) for f in chosen[0].cameras.__dataclass_fields__)
+        )
+        return Views(torch.cat([v.image for v in chosen]), cameras, torch.cat([v.frame for v in chosen]))
+
+    return SceneBatch(views("context"), views("target"), tuple(name for part in parts for name in part.scene))
+
+
+def gathered(value: object) -> list:
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
+
+
+def check_gradients(trainer: LatentSplatTrainer) -> None:
+    """DDP's averaged gradient is that of one process with all examples."""
+    model = trainer.pipeline.model
+    with mock.patch.object(model, "schedule", WITHOUT_GAN):
+        batch, _ = trainer.pipeline.datamanager.next_train(0)
+        network, size = model.network, batch.target.size
+        generator = torch.Generator().manual_seed(dist.get_rank())
+        depth = network.encoder.draw_depth_noise(batch.context, generator)
+        count = network.encoder.gaussian_count(2, batch.context.size)
+        channels = network.config.autoencoder.latent_channels
+        latent = torch.randn(1, batch.target.frame.shape[1], channels, *network.render_size(size), generator=generator)
+        noise = StepNoise(depth, torch.randn(1, count, channels, 9, generator=generator), latent)
+
+        def with_noise(*given: object, generator: object, **options: object) -> object:
+            return step_losses(*given, noise=noise, **options)
+
+        with mock.patch("lsplat_ns.plugin.model.step_losses", with_noise):
+            losses = trainer.pipeline._model(batch, 0)["losses"]
+        sum(losses.values()).backward()
+        averaged = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+        network.zero_grad()
+        parts = gathered((batch, noise))
+        everything = StepNoise(*(torch.cat([getattr(n, f) for _, n in parts]) for f in ("depth", "features", "latent")))
+        single = deepcopy(network)  # DDP listens to the parameters of the other
+        joint = step_losses(single, joined([b for b, _ in parts]), WITHOUT_GAN, 0, noise=everything)
+        sum(joint.losses.values()).backward()
+        alone = {n: p.grad for n, p in single.named_parameters() if p.grad is not None}
+    used = {name for name, gradient in averaged.items() if bool(gradient.any())}
+    assert used and used <= alone.keys()
+    largest = max(float(gradient.abs().max()) for gradient in alone.values())
+    for name, wanted in alone.items():
+        error = float((averaged[name] - wanted).abs().max()) / largest
+        assert error <= 1e-5, f"{name}: {error}"
+
+
+def rank_main(rank: int, data: Path, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    comms.LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
+    optimizers.writer.EVENT_STORAGE = []
+    config = config_of(data, folder)
+    with mock.patch("nerfstudio.pipelines.base_pipeline.DDP", OnCpu):
+        trainer = trainer_of(config, rank, world_size=2)
+    assert isinstance(trainer.pipeline._model, DistributedDataParallel)
+
+    check_gradients(trainer)
+    say(rank, "gradients agree")
+
+    for step in range(20):
+        iterate(trainer, step)
+    states = gathered({name: value for name, value in trainer.pipeline.model.network.named_parameters()})
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+    say(rank, "parameters agree")
+
+    epoch = [trainer.pipeline.datamanager.stream[step].scenes for step in range(scenes_per_epoch_and_rank(data))]
+    first, second = gathered([name for scenes in epoch for name in scenes])
+    assert first and not set(first) & set(second), (first, second)
+    say(rank, "no example is read twice")
+
+    stop_together(trainer, rank)
+    say(rank, "stopped after the same step")
+    dist.destroy_process_group()
+
+
+def scenes_per_epoch_and_rank(data: Path) -> int:
+    return len(json.loads((data / "train" / "index.json").read_text())) // dist.get_world_size()
+
+
+def stop_together(trainer: LatentSplatTrainer, rank: int) -> None:
+    """Ctrl-C that reaches one rank only stops both, after the same step."""
+    trainer.stop_training = False
+    stopped_after = None
+    for step in range(20, 25):
+        if rank == 1 and step == 22:
+            trainer._on_signal(signal.SIGINT, None)
+        iterate(trainer, step)
+        if trainer.stop_training:
+            stopped_after = step
+            break
+    assert gathered(stopped_after) == [22, 22]
+
+
+class OnCpu(DistributedDataParallel):
+    """nerfstudio's wrapping without its device ids, which only GPUs have."""
+
+    def __init__(self, model: nn.Module, device_ids: list[int], **options: object) -> None:
+        super().__init__(model, **options)
+
+
+def say(rank: int, claim: str) -> None:
+    if rank == 0:
+        print(claim, flush=True)
+
+
+if __name__ == "__main__":
+    torch.multiprocessing.spawn(rank_main, (Path(sys.argv[1]), Path(sys.argv[2])), nprocs=2)
