@@ -1,6 +1,6 @@
-"""Faster inference: lower precision where it does no harm, compiled code, and captured CUDA graphs.
+"""Faster inference: lower precision where it does no harm, compiled code, and captured CUDA graphs. Lighter training.
 
-Geometry, opacities and rasterisation stay float32 always. Training does not come here.
+Geometry, opacities, rasterisation and losses stay float32 always.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lsplat_ns.latentsplat import FastParts, LatentSplat
+from lsplat_ns.recomputation import set_recomputation
 from lsplat_ns.rendering.rasterization import matrices_in_pixels
 from lsplat_ns.rendering.splatting import SplattingParts, values_seen_from
 from lsplat_ns.scene import VariationalGaussians, Views, map_tensors
@@ -171,9 +172,21 @@ def accelerate(network: LatentSplat, compiled: bool = False) -> None:
 
 def exact(network: LatentSplat) -> None:
     """Undo :func:`accelerate`: float32 everywhere."""
-    network.encoder.network_dtype = None
+    network.encoder.network_dtype = network.decoder_dtype = None
     _set_convolution_format(network.encoder, torch.contiguous_format)
     network.fast = None
+
+
+def prepare_training(network: LatentSplat, dtype: torch.dtype | None, low_memory: bool) -> None:
+    """Choose how a network trains, in place. Weights stay float32, and checkpoints the same, with every choice.
+
+    Args:
+        network: Not accelerated.
+        dtype: Type that encoder and decoder run in (by autocast), None for float32.
+        low_memory: Compute large results again in the backward pass instead of keeping them.
+    """
+    network.encoder.network_dtype = network.decoder_dtype = dtype
+    set_recomputation(network, low_memory)
 
 
 def _set_convolution_format(module: nn.Module, memory_format: torch.memory_format) -> None:

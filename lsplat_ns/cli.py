@@ -2,12 +2,13 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, Optional, Union
+from typing import Annotated, Literal, Optional, Tuple, Union
 
 import tyro
 
+from lsplat_ns.data.evaluation_rule import EvaluationIndexConfig
 from lsplat_ns.errors import ConfigError, LsplatError
 
 
@@ -79,6 +80,77 @@ class MakeScenes:
 
 
 @dataclass
+class Index:
+    """Build or repair the index.json files of RealEstate10k chunks, or draw an evaluation index.
+
+    Only scene ids are read of the chunks. Scenes in broken chunks are left out and named. An index is replaced in one
+    step; one that is right is left alone.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Dataset folder: RealEstate10k chunks; with --evaluation also CO3D."""
+    evaluation: bool = False
+    """Draw context pairs and targets for evaluation by the published rule instead."""
+    output: Optional[Path] = None
+    """Evaluation index to make; by default evaluation_index.json in the dataset folder. Must not exist."""
+    split: str = "test"
+    """Split that the evaluation index is made for."""
+    rule: Annotated[EvaluationIndexConfig, tyro.conf.arg(name="")] = field(default_factory=EvaluationIndexConfig)
+    """Options of the evaluation index."""
+
+    def run(self) -> int:
+        """Write the index files and say what they hold."""
+        if self.evaluation:
+            from lsplat_ns.data.evaluation_index import write_evaluation_index
+            from lsplat_ns.data.published_indices import OWN_NAME
+
+            index = write_evaluation_index(self.data, self.split, self.rule, self.output)
+            print(f"Wrote {self.output or self.data / OWN_NAME}: {index.describe()}")
+            return 0
+        if self.output is not None or self.split != "test" or self.rule != EvaluationIndexConfig():
+            raise ConfigError("these options shape an evaluation index; add --evaluation")
+        from lsplat_ns.data.indexing import describe, index_dataset
+
+        failures = index_dataset(self.data, lambda result: print(*describe(result), sep="\n"))
+        for failure in failures:
+            print(f"error: {failure}", file=sys.stderr)
+        return 1 if failures else 0
+
+
+@dataclass
+class Inspect:
+    """Say what a dataset holds and what is wrong with it, and draw its scenes and cameras. Exit code 1 if anything is.
+
+    Reads RealEstate10k chunks, CO3D, and captures with a transforms.json.
+    """
+
+    data: tyro.conf.Positional[Path]
+    """Dataset folder."""
+    deep: bool = False
+    """Decode every frame, instead of reading its header."""
+    size: str = "256x256"
+    """Image size of the method as HEIGHTxWIDTH; smaller frames are reported."""
+    all: bool = False
+    """List every bad item, not only the first 20."""
+    sheet: Path = Path("contact_sheet.png")
+    """Picture to write: frames and camera frusta; evaluation views are coloured."""
+    scenes: int = 8
+    """Scenes in the picture; 0 writes none."""
+
+    def run(self) -> int:
+        """Inspect, report and draw."""
+        if self.scenes < 0:
+            raise ConfigError(f"scenes must be 0 or more, but is {self.scenes}")
+        from lsplat_ns.data.inspection import InspectionConfig
+        from lsplat_ns.plugin.inspecting import inspect_dataset
+
+        config = InspectionConfig(image_size=_parse_size(self.size), deep=self.deep)
+        most_items = None if self.all else 20
+        bad = inspect_dataset(self.data, config, sheet=self.sheet, scenes=self.scenes, most_items=most_items)
+        return 1 if bad else 0
+
+
+@dataclass
 class Doctor:
     """Say what of the installation works, and what to do about the rest. Exit code 0 when the demo can run."""
 
@@ -91,9 +163,10 @@ class Doctor:
 
 @dataclass
 class Import:
-    """Make a run folder of a checkpoint of the original latentSplat code, for ns-viewer, ns-render and the rest.
+    """Make a run folder of a checkpoint of the original latentSplat or MV-LDM; the file's keys tell which.
 
-    Nothing in the file is executed. Optimizer state is not taken over: training goes on with fresh optimizers.
+    A run of latentSplat is for ns-viewer, ns-render and the rest. Nothing in the file is executed. Optimizer state is
+    not taken over: training goes on with fresh optimizers.
     """
 
     checkpoint: tyro.conf.Positional[Path]
@@ -101,20 +174,33 @@ class Import:
     output: Path
     """Run folder to make; must not exist or be empty."""
     data: Optional[Path] = None
-    """Scenes to look at: RealEstate10k chunks, or a capture with a transforms.json."""
+    """Scenes to look at: RealEstate10k chunks, CO3D, or a capture with a transforms.json."""
     variant: Optional[str] = None
     """Method that the weights belong to; by default one that has their network."""
     steps: Optional[int] = None
     """Training steps behind the weights; by default what the file says, else a finished training."""
+    autoencoder: Optional[Path] = None
+    """MV-LDM only: weights of Stable Diffusion 2.1's autoencoder, where the checkpoint has none."""
 
     def run(self) -> int:
         """Import and say what to call next."""
+        from rich.console import Console
+
         from lsplat_ns.plugin.importing import import_checkpoint
 
-        run = import_checkpoint(
-            self.checkpoint, self.output, data=self.data, method=self.variant, steps_done=self.steps
-        )
+        with Console(stderr=True).status(f"Importing {self.checkpoint}"):
+            run = import_checkpoint(
+                self.checkpoint,
+                self.output,
+                data=self.data,
+                method=self.variant,
+                steps_done=self.steps,
+                autoencoder=self.autoencoder,
+            )
         print(f"Imported {self.checkpoint} as {run.method}, {run.steps_done} steps (without optimizer state)")
+        if run.method == "mvldm":
+            print(f"Wrote {run.folder}")
+            return 0
         if run.also_fitting:
             print(f"The same network also belongs to {', '.join(run.also_fitting)}; state one of them with --variant")
         print(f"Open it with: ns-viewer --load-config {run.config}")
@@ -146,6 +232,47 @@ class Export:
 
 
 @dataclass
+class Reconstruct:
+    """Make a scene of two photos without poses, and fly through it.
+
+    Finds the second camera's pose from matching points, says how sure it is, and opens the viewer on a new run. Refuses
+    photos that were taken from one place, too far apart, or of different things.
+    """
+
+    photos: tyro.conf.Positional[Tuple[Path, ...]]
+    """Two photos of one place, a step apart; more with pip install 'lsplat-ns[colmap]'."""
+    checkpoint: Path
+    """Run whose network looks at them: trained here, or made by lsplat import."""
+    output: Path
+    """Run folder to make; must not exist or be empty."""
+    fov: Optional[float] = None
+    """Field of view in degrees across the longer side of the photos; by default from EXIF."""
+    render: Optional[Path] = None
+    """Render a fly-through into this mp4 and exit, instead of opening the viewer."""
+    view: bool = True
+    """Open the viewer. Without it, the new run is only written."""
+    port: int = 7007
+    """Port of the viewer."""
+
+    def run(self) -> int:
+        """Reconstruct, then render or view."""
+        from lsplat_ns.plugin.demo import open_viewer, render_fly_through
+        from lsplat_ns.plugin.reconstructing import reconstruct
+        from lsplat_ns.plugin.trainer import is_port_free
+
+        viewing = self.view and self.render is None
+        if viewing and not is_port_free(self.port):
+            raise ConfigError(f"port {self.port} is in use; choose another with --port")
+        config = reconstruct(self.photos, self.checkpoint, self.output, fov_degrees=self.fov)
+        print(f"Wrote the run {config.parent}\nOpen it with: ns-viewer --load-config {config}")
+        if self.render is not None:
+            render_fly_through(config, self.render)
+        elif viewing:
+            open_viewer(config, self.port)
+        return 0
+
+
+@dataclass
 class Bench:
     """Time the published model on this machine, beside what the original took on an H200. Random weights."""
 
@@ -164,13 +291,54 @@ class Bench:
         return 0
 
 
+@dataclass
+class BenchData:
+    """Time how fast training data are prepared, what the time goes into, and the straightforward path beside it."""
+
+    data: tyro.conf.Positional[Path]
+    """Folder with train/ in the layout of RealEstate10k."""
+    size: str = "256x256"
+    """Size of the network's images as HEIGHTxWIDTH."""
+    workers: int = 2
+    """Loader processes; 0 loads in this one."""
+    seconds: float = 6.0
+    """How long each of the two paths is measured, three times in turn; the best counts."""
+
+    def run(self) -> int:
+        """Print the tables."""
+        from lsplat_ns.data.benchmark import print_data_benchmark
+
+        print_data_benchmark(self.data, _parse_size(self.size), self.workers, self.seconds)
+        return 0
+
+
+@dataclass
+class BenchTraining:
+    """Time training steps of the published model, and their memory, beside what the original took on an H200."""
+
+    repeats: int = 10
+    """Timed steps per row."""
+
+    def run(self) -> int:
+        """Print the table."""
+        from lsplat_ns.plugin.bench_training import print_training_benchmark
+
+        print_training_benchmark(self.repeats)
+        return 0
+
+
 Command = Union[
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[MakeScenes, tyro.conf.subcommand("make-scenes")],
+    Annotated[Index, tyro.conf.subcommand("index")],
+    Annotated[Inspect, tyro.conf.subcommand("inspect")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Import, tyro.conf.subcommand("import")],
     Annotated[Export, tyro.conf.subcommand("export")],
+    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
     Annotated[Bench, tyro.conf.subcommand("bench")],
+    Annotated[BenchData, tyro.conf.subcommand("bench-data")],
+    Annotated[BenchTraining, tyro.conf.subcommand("bench-training")],
 ]
 
 
@@ -186,8 +354,8 @@ def main() -> None:
     # Before torch loads: threads that wait should sleep. By default they spin, and where another program keeps a core
     # busy (a browser will do), every step on the CPU then takes twenty times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = tyro.cli(Command, prog="lsplat", description="latentSplat and MV-LDM for nerfstudio.")
     try:
+        command = tyro.cli(Command, prog="lsplat", description="latentSplat and MV-LDM for nerfstudio.")
         code = command.run()
     except LsplatError as error:
         print(f"error: {error}", file=sys.stderr)

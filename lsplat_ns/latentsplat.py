@@ -95,6 +95,8 @@ class LatentSplat(nn.Module):
         self.autoencoder = build_autoencoder(self.config.autoencoder)
         self.fast: FastParts | None = None
         """Stand-ins used where no gradient is needed; see ``lsplat_ns.acceleration``."""
+        self.decoder_dtype: torch.dtype | None = None
+        """Type that the decoder runs in (by autocast) where it has no stand-in. None: float32."""
         self.discriminator = PatchDiscriminator(self.config.discriminator) if discriminator else None
 
     @property
@@ -163,7 +165,11 @@ class LatentSplat(nn.Module):
         Differentiable to the latent and the decoder; the colour is detached, as in the original.
         """
         color = rendering.color.detach() if self.config.autoencoder.color_in_skip else None
-        return (self._fast.decoder or self.decode_maps)(color, latent)
+        if self._fast.decoder is not None:
+            return self._fast.decoder(color, latent)
+        dtype = self.decoder_dtype
+        with torch.autocast(latent.device.type, dtype, enabled=dtype is not None):
+            return self.decode_maps(color, latent).float()
 
     def decode_maps(self, color: Tensor | None, latent: Tensor) -> Tensor:
         """:meth:`decode` of bare tensors: colour [b, t, 3, h_r, w_r] (None where it is not used) and latent map."""

@@ -14,10 +14,10 @@ PACKAGE = ROOT / "lsplat_ns"
 
 # Each layer may import itself and every layer before it.
 LAYERS = (
-    {"errors", "distributions", "scene"},
+    {"errors", "distributions", "scene", "recomputation"},
     {"geometry"},
     {"data", "encoder", "rendering", "autoencoder", "diffusion"},
-    {"losses", "latentsplat", "fusion", "acceleration"},
+    {"losses", "latentsplat", "mvldm", "fusion", "acceleration"},
     {"checkpoints", "evaluation"},
     {"plugin"},
     {"cli"},

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.errors import ConfigError, ShapeMismatch
+from lsplat_ns.recomputation import Recomputable
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _build_diffusers_model(config: AutoencoderConfig) -> nn.Module:
     )
 
 
-class KLAutoencoder(nn.Module):
+class KLAutoencoder(Recomputable):
     """Variational autoencoder with an optional skip input to every decoder level.
 
     State dict keys: ``model.*`` as in diffusers, ``skip_convs.*``. Encoding touches only ``model.encoder`` and
@@ -204,6 +206,16 @@ class KLAutoencoder(nn.Module):
         return (self._decode_flat(z.flatten(0, -4), skip).unflatten(0, leading) + 1) / 2
 
     def _decode_flat(self, z: Tensor, skip: Tensor | None) -> Tensor:
+        if self.recompute:  # image by image, so that one image's activations exist at a time
+            skips = [None] * len(z) if skip is None else skip.split(1)
+            parts = zip(z.split(1), skips, strict=True)
+            features = torch.cat([self.recomputed(self._decoded_features, *part) for part in parts])
+        else:
+            features = self._decoded_features(z, skip)
+        # Apart, because the adaptive weight differentiates to this layer alone.
+        return self.model.decoder.conv_out(features)
+
+    def _decoded_features(self, z: Tensor, skip: Tensor | None) -> Tensor:
         """diffusers' decoder, block by block, because its own forward has no place for the skip input."""
         decoder = self.model.decoder
         x = decoder.mid_block(decoder.conv_in(self.model.post_quant_conv(z)))
@@ -212,7 +224,7 @@ class KLAutoencoder(nn.Module):
                 resized = functional.interpolate(skip, x.shape[-2:], mode="bilinear", align_corners=True)
                 x = x + self.skip_convs[level](resized)
             x = block(x)
-        return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
+        return decoder.conv_act(decoder.conv_norm_out(x))
 
 
 class IdentityAutoencoder(nn.Module):

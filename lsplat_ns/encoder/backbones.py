@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsplat_ns.errors import ConfigError, MissingExtra, ShapeMismatch
+from lsplat_ns.recomputation import Recomputable
 
 RESNET_STRIDE = 2
 RESNET_REDUCTION = 4
@@ -108,7 +109,7 @@ class _PatchEmbedding(nn.Module):
         return self.proj(images)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Recomputable):
     """ViT with the state-dict names of facebookresearch/dino (a class token, no pooling, no dropout)."""
 
     def __init__(self, config: BackboneConfig, epsilon: float = DINO_EPSILON) -> None:
@@ -130,7 +131,7 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         tokens = tokens + position
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self.recomputed(block, tokens)
         return self.norm(tokens)
 
     def _position_embedding(self, rows: int, columns: int) -> Tensor:

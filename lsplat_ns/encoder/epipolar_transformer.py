@@ -15,6 +15,7 @@ from lsplat_ns.encoder.backbones import expand_blocks
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.geometry.epipolar import depth_of_closest_approach, project_rays
 from lsplat_ns.geometry.rays import pixel_centers, relative_disparity_from_depth, world_rays
+from lsplat_ns.recomputation import Recomputable
 from lsplat_ns.scene import Cameras
 
 CONV_KERNEL = 7
@@ -100,7 +101,7 @@ class _PreNorm(nn.Module):
         return self.fn(self.norm(tokens), *context)
 
 
-class _ResidualLayers(nn.Module):
+class _ResidualLayers(Recomputable):
     """Pairs of attention and feed-forward network, each added to its input."""
 
     def __init__(self, channels: int, pairs: list[tuple[nn.Module, nn.Module]]) -> None:
@@ -109,8 +110,8 @@ class _ResidualLayers(nn.Module):
 
     def forward(self, tokens: Tensor, attention_context: tuple = (), feed_forward_context: tuple = ()) -> Tensor:
         for attention, feed_forward in self.layers:
-            tokens = tokens + attention(tokens, *attention_context)
-            tokens = tokens + feed_forward(tokens, *feed_forward_context)
+            tokens = tokens + self.recomputed(attention, tokens, *attention_context)
+            tokens = tokens + self.recomputed(feed_forward, tokens, *feed_forward_context)
         return tokens
 
 
@@ -265,7 +266,7 @@ def sample_epipolar_lines(features: Tensor, cameras: Cameras, samples: int) -> E
     )
 
 
-class EpipolarTransformer(nn.Module):
+class EpipolarTransformer(Recomputable):
     """Replaces the features of each view by ones that know the other views."""
 
     def __init__(self, config: EpipolarTransformerConfig, channels: int) -> None:
@@ -357,4 +358,4 @@ class EpipolarTransformer(nn.Module):
         if self.config.downscale == 1:
             return features
         features = self.upscaler(features)
-        return features + self.upscale_refinement(features)
+        return features + self.recomputed(self.upscale_refinement, features)

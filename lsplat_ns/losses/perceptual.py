@@ -96,7 +96,8 @@ class _Network:
             x = functional.max_pool2d(x, 2) if stage else x
             for weight, bias in convolutions:
                 x = functional.relu(functional.conv2d(x, weight, bias, padding=1))
-            outputs.append(x / (x.square().sum(1, keepdim=True) + NORM_EPSILON).sqrt())
+            exact = x.float()
+            outputs.append(exact / (exact.square().sum(1, keepdim=True) + NORM_EPSILON).sqrt())
         return outputs
 
 
@@ -112,12 +113,17 @@ class PerceptualDistance:
 
     The network is read on the first call, once per device. Values outside [0, 1] are not clamped, as in the original.
 
+    Args:
+        dtype: Type that the convolutions run in (by autocast); None is float32, as for measuring.
+        backbone: File of the VGG16 weights; by default it is looked for.
+
     Raises:
         MissingWeights: On construction, so that a long training does not find out at the step that needs the weights.
     """
 
-    def __init__(self) -> None:
-        self._backbone = locate_backbone()
+    def __init__(self, dtype: torch.dtype | None = None, backbone: Path | None = None) -> None:
+        self._backbone = backbone or locate_backbone()
+        self._dtype = dtype
         self._networks: dict[torch.device, _Network] = {}
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -130,7 +136,8 @@ class PerceptualDistance:
     def per_image(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Distance of each pair of images, [...]."""
         network = self._network(prediction.device)
-        ours, theirs = (network.features(image.reshape(-1, *image.shape[-3:])) for image in (prediction, target))
+        with torch.autocast(prediction.device.type, self._dtype, enabled=self._dtype is not None):
+            ours, theirs = (network.features(image.reshape(-1, *image.shape[-3:])) for image in (prediction, target))
         distances = [
             (weights * (a - b).square()).sum(1).mean((-2, -1))
             for weights, a, b in zip(network.channel_weights, ours, theirs, strict=True)

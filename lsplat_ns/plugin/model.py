@@ -20,7 +20,7 @@ from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from lsplat_ns.acceleration import accelerate
+from lsplat_ns.acceleration import accelerate, prepare_training
 from lsplat_ns.checkpoints.exports import viewer_gaussians
 from lsplat_ns.checkpoints.pretrained import load_pretrained
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
@@ -55,6 +55,10 @@ class LatentSplatModelConfig(ModelConfig):
     """Shorter side at which views are decoded before they are resized; by default that of training images."""
     refresh_every: int = 50
     """While training, the scene in the viewer is predicted anew every so many steps."""
+    training_precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the large networks in training; geometry, splatting and losses are float32 always."""
+    low_memory: bool = False
+    """Train in far less memory and more time: large results are computed twice instead of being kept."""
     frozen: Tuple[Literal["encoder", "autoencoder", "discriminator"], ...] = ()
     """Parts that training leaves as they are."""
     pretrained: Literal["auto", "require", "none"] = "require"
@@ -133,8 +137,10 @@ class LatentSplatModel(SplatfactoModel):
 
     def prepare_training(self) -> None:
         """Fetch what only training needs. Raises MissingWeights if the perceptual network is absent."""
+        dtype = None if self.config.training_precision == "float32" else torch.bfloat16
+        prepare_training(self.network, dtype, self.config.low_memory)
         if self.schedule.uses("lpips"):
-            self._perceptual = PerceptualDistance()
+            self._perceptual = PerceptualDistance(dtype)
         for part, path in load_pretrained(self.network, self.config.pretrained).items():
             CONSOLE.print(f"{part}: starts from {path}")
 

@@ -148,13 +148,14 @@ class LatentSplatPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_eval_image_metrics_and_images(self, step: int) -> Tuple[Dict, Dict]:
-        """Truth, decoded view, splatted colour and depth of one target view of the active scene."""
+        """Context, truth beside decoded view, splatted colour and depth of one target view of the active scene."""
         self.eval()
         targets = len(self.datamanager.eval_dataset)
         camera, batch = self.datamanager.eval_dataloader.get_camera(step % targets)
         outputs = self.model.get_outputs_for_camera(camera)
         metrics, images = self.model.get_image_metrics_and_images(outputs, batch)
         images["splat"] = outputs["rgb_splat"]
+        images["context"] = torch.cat([image.permute(1, 2, 0) for image in self.datamanager.scene.context.image[0]], 1)
         self.train()
         return {**metrics, "num_rays": int(camera.height * camera.width)}, images
 

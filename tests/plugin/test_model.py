@@ -164,7 +164,7 @@ def test_eval_hooks_give_numbers_and_pictures_that_writers_take(pipeline: Latent
     assert float(losses["mse"]) > 0 and float(metrics["psnr"]) > 0
     metrics, images = pipeline.get_eval_image_metrics_and_images(7)
     assert metrics["num_rays"] == 64 * 64 and isinstance(metrics["psnr"], float)
-    assert set(images) == {"img", "depth", "splat"}
+    assert set(images) == {"img", "depth", "splat", "context"}
     for name, image in images.items():
         assert image.shape[0] == 64 and image.shape[2] == 3 and 0 <= image.min() <= image.max() <= 1, name
     average = pipeline.get_average_eval_image_metrics(output_path=tmp_path / "views", get_std=True)

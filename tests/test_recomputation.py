@@ -1,0 +1,91 @@
+"""Lighter training: the same gradients from fewer kept results, and bfloat16 that stays beside float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from losses.test_objective import tiny_batch, tiny_network
+from torch import Tensor
+
+from lsplat_ns.acceleration import exact, prepare_training
+from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
+from lsplat_ns.losses.objective import step_losses
+
+SCHEDULE = LossSchedule(
+    render_image=(LossTerm("mse", 10.0),),
+    combined=(LossTerm("l1"),),
+    adversarial=AdversarialConfig(starts_at_step=0),
+)
+
+
+class KeptBytes:
+    """Counts what autograd keeps for the backward pass, storages once and weights not at all."""
+
+    def __init__(self, network: LatentSplat) -> None:
+        self._weights = {parameter.data_ptr() for parameter in network.parameters()}
+        self._storages: dict[int, tuple[Tensor, int]] = {}
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._weights:
+            self._storages[storage.data_ptr()] = tensor, storage.nbytes()
+        return tensor
+
+    @property
+    def total(self) -> int:
+        return sum(size for _, size in self._storages.values())
+
+
+def trained(dtype: torch.dtype | None = None, low_memory: bool = False) -> tuple[float, dict[str, Tensor], int]:
+    """Loss, gradients and kept bytes of one full step."""
+    network = tiny_network()
+    prepare_training(network, dtype, low_memory)
+    kept = KeptBytes(network)
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        result = step_losses(network, tiny_batch(), SCHEDULE, 0, generator=torch.Generator().manual_seed(0))
+    loss = sum(result.losses.values())
+    loss.backward()
+    return float(loss), {n: p.grad for n, p in network.named_parameters() if p.grad is not None}, kept.total
+
+
+def test_low_memory_keeps_less_and_gives_the_same_gradients():
+    loss, gradients, kept = trained()
+    light_loss, light, light_kept = trained(low_memory=True)
+    assert light_kept < 0.7 * kept, (light_kept, kept)  # splatting, which keeps what it kept, is large in a tiny model
+    assert light_loss == pytest.approx(loss, rel=1e-6)
+    assert light.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(light[name], gradient, rtol=1e-4, atol=1e-6 * largest, msg=lambda t, n=name: n + t)
+
+
+def test_the_decoder_keeps_an_images_worth_of_features_only():
+    network = tiny_network()
+    color, latent = torch.rand(1, 3, 3, 32, 32), torch.rand(1, 3, 4, 32, 32, requires_grad=True)
+    totals = []
+    for low_memory in (False, True):
+        prepare_training(network, None, low_memory)
+        kept = KeptBytes(network)
+        with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            network.decode_maps(color, latent)
+        totals.append(kept.total)
+    assert totals[1] < 0.1 * totals[0], totals
+
+
+def test_bfloat16_points_the_same_way():
+    loss, gradients, _ = trained()
+    light_loss, light, _ = trained(torch.bfloat16)
+    assert light_loss == pytest.approx(loss, rel=0.02)
+    assert all(gradient.dtype == torch.float32 for gradient in light.values())
+    for part in ("encoder", "autoencoder", "discriminator"):
+        names = [name for name in gradients if name.startswith(part)]
+        ours, theirs = (torch.cat([g[name].flatten() for name in names]) for g in (light, gradients))
+        assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.98, part
+
+
+def test_exact_undoes_the_precision_of_training():
+    network = tiny_network()
+    prepare_training(network, torch.bfloat16, low_memory=False)
+    exact(network)
+    assert network.decoder_dtype is None and network.encoder.network_dtype is None
