@@ -16,6 +16,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
+import mvldm_recordings
 import torch
 from autoencoder import test_kl_autoencoder as autoencoder_tests
 from encoder import test_encoder_parity as encoder_tests
@@ -383,6 +384,7 @@ def rows() -> list[Row]:
             discriminator_rows(),
             loss_rows(),
             training_rows(),
+            (compared(*comparison) for comparison in mvldm_recordings.comparisons()),
         )
     )
 

@@ -8,7 +8,7 @@ from parity_report import COMMAND, HEADER, OUTPUT, Row, identities, rows, table
 def test_the_committed_table_names_its_command_and_holds_no_deviation_above_its_limit():
     document = OUTPUT.read_text()
     assert COMMAND in document.splitlines()[0]
-    lines = [line.strip("| ").split(" | ") for line in document.splitlines() if line.startswith("| ls_")]
+    lines = [line.strip("| ").split(" | ") for line in document.splitlines() if line.startswith(("| ls_", "| mv_"))]
     assert len(lines) > 80
     assert all(len(cells) == len(HEADER) and float(cells[3]) <= float(cells[4]) for cells in lines)
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lsplat_ns.autoencoder import AutoencoderConfig, DiscriminatorConfig
+from lsplat_ns.checkpoints.state_dicts import Shapes
 from lsplat_ns.encoder.backbones import BackboneConfig
 from lsplat_ns.encoder.encoder import EncoderConfig
 from lsplat_ns.encoder.epipolar_transformer import EpipolarTransformerConfig, ImageSelfAttentionConfig
@@ -37,27 +38,6 @@ class Architecture:
     has_discriminator: bool
 
 
-class _Shapes:
-    """Keys and shapes of a state dict."""
-
-    def __init__(self, shapes: Mapping[str, torch.Size]) -> None:
-        self.shapes = shapes
-
-    def has(self, prefix: str) -> bool:
-        return any(key.startswith(prefix) for key in self.shapes)
-
-    def size(self, key: str, axis: int = 0) -> int:
-        """One side of a tensor. Raises CheckpointMismatch where it is absent."""
-        if key not in self.shapes or not -len(self.shapes[key]) <= axis < len(self.shapes[key]):
-            raise CheckpointMismatch(f"no latentSplat network: the weights lack {key}, or it has an unknown shape")
-        return self.shapes[key][axis]
-
-    def count(self, pattern: str) -> int:
-        """How many different numbers the group of a pattern takes at the start of keys."""
-        matches = (re.match(pattern, key) for key in self.shapes)
-        return len({match[1] for match in matches if match})
-
-
 def infer_architecture(shapes: Mapping[str, torch.Size], base: LatentSplatConfig) -> Architecture:
     """The network that weights of these shapes belong to.
 
@@ -68,9 +48,9 @@ def infer_architecture(shapes: Mapping[str, torch.Size], base: LatentSplatConfig
     Raises:
         CheckpointMismatch: If this is no latentSplat network, or one that shapes alone do not describe.
     """
-    known = _Shapes(shapes)
+    known = Shapes(shapes, "latentSplat")
     known.size("encoder.to_gaussians.1.weight")  # says first what other networks lack
-    autoencoder = _autoencoder(known, base.autoencoder)
+    autoencoder = infer_autoencoder(known, base.autoencoder)
     encoder = _encoder(known, base, autoencoder)
     has_discriminator = known.has("discriminator.")
     discriminator = _discriminator(known, base.discriminator) if has_discriminator else base.discriminator
@@ -95,7 +75,7 @@ def _per_head(inner: int, heads: int, where: str) -> int:
     return inner // heads
 
 
-def _encoder(known: _Shapes, base: LatentSplatConfig, autoencoder: AutoencoderConfig) -> EncoderConfig:
+def _encoder(known: Shapes, base: LatentSplatConfig, autoencoder: AutoencoderConfig) -> EncoderConfig:
     stated = base.encoder
     downscale = autoencoder.downscale
     supersampling = stated.supersampling
@@ -127,7 +107,7 @@ def _encoder(known: _Shapes, base: LatentSplatConfig, autoencoder: AutoencoderCo
     )  # fmt: skip
 
 
-def _backbone(known: _Shapes, stated: BackboneConfig) -> BackboneConfig:
+def _backbone(known: Shapes, stated: BackboneConfig) -> BackboneConfig:
     """The ViT of DINO; of other backbones only the kind is read, and the strict comparison decides."""
     prefix = "encoder.backbone.dino."
     if known.has("encoder.backbone.model.embeddings."):
@@ -148,7 +128,7 @@ def _backbone(known: _Shapes, stated: BackboneConfig) -> BackboneConfig:
     )
 
 
-def _epipolar(known: _Shapes, stated: EpipolarTransformerConfig) -> EpipolarTransformerConfig:
+def _epipolar(known: Shapes, stated: EpipolarTransformerConfig) -> EpipolarTransformerConfig:
     prefix = "encoder.epipolar_transformer."
     has_depth = known.has(f"{prefix}depth_encoding.")
     has_downscaler = known.has(f"{prefix}downscaler.")
@@ -164,7 +144,7 @@ def _epipolar(known: _Shapes, stated: EpipolarTransformerConfig) -> EpipolarTran
     )
 
 
-def _image_attention(known: _Shapes, stated: ImageSelfAttentionConfig) -> ImageSelfAttentionConfig:
+def _image_attention(known: Shapes, stated: ImageSelfAttentionConfig) -> ImageSelfAttentionConfig:
     prefix = f"{FIRST_LAYER}1.fn.self_attention."
     inner = known.size(f"{prefix}transformer.layers.0.0.fn.to_qkv.weight") // 3
     return replace(
@@ -178,7 +158,7 @@ def _image_attention(known: _Shapes, stated: ImageSelfAttentionConfig) -> ImageS
     )
 
 
-def _gaussians(known: _Shapes, stated: GaussianHeadConfig, surfaces: int, latents: int) -> GaussianHeadConfig:
+def _gaussians(known: Shapes, stated: GaussianHeadConfig, surfaces: int, latents: int) -> GaussianHeadConfig:
     """Degrees and variational treatment from the rows of the Gaussian head; those that are stated come first."""
     rows = known.size("encoder.to_gaussians.1.weight")
     # "gaussians" and "latents" have the same rows; only a statement tells them apart.
@@ -205,7 +185,8 @@ def _gaussians(known: _Shapes, stated: GaussianHeadConfig, surfaces: int, latent
     )
 
 
-def _autoencoder(known: _Shapes, stated: AutoencoderConfig) -> AutoencoderConfig:
+def infer_autoencoder(known: Shapes, stated: AutoencoderConfig) -> AutoencoderConfig:
+    """The autoencoder in keys of a network (``autoencoder.model.``); ``stated`` supplies what shapes do not tell."""
     prefix = "autoencoder.model."
     if not known.has(prefix):
         return replace(stated, kind="id", latent_channels=3, skip_connections=False)
@@ -226,7 +207,7 @@ def _autoencoder(known: _Shapes, stated: AutoencoderConfig) -> AutoencoderConfig
     )
 
 
-def _discriminator(known: _Shapes, stated: DiscriminatorConfig) -> DiscriminatorConfig:
+def _discriminator(known: Shapes, stated: DiscriminatorConfig) -> DiscriminatorConfig:
     return replace(
         stated,
         width=known.size("discriminator.main.0.weight"),

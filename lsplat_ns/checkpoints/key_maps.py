@@ -43,6 +43,11 @@ def is_ldm_first_stage(state: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(("encoder.down.", "decoder.up.", "encoder.mid.")) for key in state)
 
 
+def autoencoder_from_any(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An autoencoder's weights, of latent diffusion or of any diffusers, in current diffusers' names."""
+    return autoencoder_from_ldm(state) if is_ldm_first_stage(state) else with_current_attention_names(state)
+
+
 def autoencoder_from_ldm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A latent-diffusion autoencoder's weights in diffusers' names; its losses and anything else are left out."""
     levels = 1 + max((int(m[1]) for m in (re.match(r"decoder\.up\.(\d+)\.", key) for key in state) if m), default=-1)

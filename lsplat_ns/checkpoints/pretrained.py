@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lsplat_ns.checkpoints.key_maps import (
-    autoencoder_from_ldm,
+    autoencoder_from_any,
     discriminator_from_ldm,
-    is_ldm_first_stage,
-    with_current_attention_names,
 )
 from lsplat_ns.checkpoints.state_dicts import read_checkpoint, require_fit, tensors_of
 from lsplat_ns.encoder.backbones import DinoBackbone
@@ -66,7 +64,7 @@ def pretrained_parts(network: LatentSplat) -> list[PretrainedPart]:
             f"{LATENTSPLAT_URL}, or latent diffusion's kl-f{config.downscale}",
         )
         parts.append(
-            PretrainedPart("autoencoder", module, _paths("autoencoder", name, ldm), published, _autoencoder_names)
+            PretrainedPart("autoencoder", module, _paths("autoencoder", name, ldm), published, autoencoder_from_any)
         )
         if network.discriminator is not None:
             files = _paths("discriminator", name, ldm)
@@ -153,10 +151,6 @@ def _weights(part: PretrainedPart, path: Path) -> dict[str, Tensor]:
     state = part.convert(tensors_of(read_checkpoint(path), path))
     require_fit({key: value.shape for key, value in part.module.state_dict().items()}, state, path)
     return state
-
-
-def _autoencoder_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return autoencoder_from_ldm(state) if is_ldm_first_stage(state) else with_current_attention_names(state)
 
 
 def _discriminator_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,24 @@ def _read_weights_only(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def read_safetensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The tensors in a safetensors file, on a device; on the CPU they are mapped from disk.
+
+    Raises:
+        CheckpointMismatch: If the file is absent or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointMismatch(f"no weights file {path}")
+    try:
+        return load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointMismatch(f"{path} cannot be read as safetensors: {reason}") from None
+
+
 def tensors_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, or the mapping itself where it is one; a leading ``module.`` is dropped.
 
@@ -62,6 +81,33 @@ def tensors_of(content: Mapping[str, Any], source: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointMismatch(f"{source} holds no weights")
     return tensors
+
+
+class Shapes:
+    """Keys and shapes of a state dict, of which a configuration is read off.
+
+    Args:
+        shapes: By key.
+        system: What the network is called in messages.
+    """
+
+    def __init__(self, shapes: Mapping[str, torch.Size], system: str) -> None:
+        self.shapes, self.system = shapes, system
+
+    def has(self, prefix: str) -> bool:
+        """Whether a key starts so."""
+        return any(key.startswith(prefix) for key in self.shapes)
+
+    def size(self, key: str, axis: int = 0) -> int:
+        """One side of a tensor. Raises CheckpointMismatch where it is absent."""
+        if key not in self.shapes or not -len(self.shapes[key]) <= axis < len(self.shapes[key]):
+            raise CheckpointMismatch(f"no {self.system} network: the weights lack {key}, or it has an unknown shape")
+        return self.shapes[key][axis]
+
+    def count(self, pattern: str) -> int:
+        """How many different numbers the group of a pattern takes at the start of keys."""
+        matches = (re.match(pattern, key) for key in self.shapes)
+        return len({match[1] for match in matches if match})
 
 
 def require_fit(expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], source: Path) -> None:

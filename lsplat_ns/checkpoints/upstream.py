@@ -64,10 +64,10 @@ class UpstreamCheckpoint:
             misfit = True
         if misfit:
             require_fit({key: value.shape for key, value in expected.items()}, self.state, self.path)
-        return {key: _own(value, expected[key].dtype) for key, value in network.state_dict().items()}
+        return {key: own_tensor(value, expected[key].dtype) for key, value in network.state_dict().items()}
 
 
-def _own(value: Tensor, dtype: torch.dtype) -> Tensor:
+def own_tensor(value: Tensor, dtype: torch.dtype) -> Tensor:
     """A plain tensor of a type, which drags no larger storage into the file it is saved to."""
     value = value.detach().to(dtype).contiguous()
     whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()

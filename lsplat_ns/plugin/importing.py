@@ -1,22 +1,33 @@
-"""``lsplat import``: a checkpoint of the original code becomes a run that nerfstudio's commands open."""
+"""``lsplat import``: a checkpoint of the original code becomes a run.
+
+Runs of latentSplat are opened by nerfstudio's commands; those of MV-LDM by ``load_mvldm``.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 import torch
 
 from lsplat_ns.checkpoints.architecture import Architecture, differences, infer_architecture
+from lsplat_ns.checkpoints.mvldm_runs import write_mvldm
+from lsplat_ns.checkpoints.mvldm_upstream import is_mvldm, read_upstream_diffusion
 from lsplat_ns.checkpoints.state_dicts import LISTED
 from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint, sha256
-from lsplat_ns.errors import CheckpointMismatch, ConfigError, SceneDataError
+from lsplat_ns.data.layouts import layout_of
+from lsplat_ns.errors import CheckpointMismatch, ConfigError
+from lsplat_ns.mvldm import MultiViewDiffusionConfig
+from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig
 from lsplat_ns.plugin.runs import RunFolderConfig, free_folder, write_run
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
 
 FINISHED_STEPS = 200_001
 """Steps of a published training; taken for files that do not say."""
+FINISHED_MVLDM_STEPS = 1_679_000
+"""Steps of the published MV-LDM."""
+MVLDM = "mvldm"
 PREFERRED = "latentsplat"
 """Where several methods have the network of a file, this one is taken unless another is stated."""
 
@@ -43,8 +54,9 @@ def import_checkpoint(
     data: Optional[Path] = None,
     method: Optional[str] = None,
     steps_done: Optional[int] = None,
+    autoencoder: Optional[Path] = None,
 ) -> ImportedRun:
-    """Write a run folder for a Lightning checkpoint (or bare state dict) of the original.
+    """Write a run folder for a Lightning checkpoint (or bare state dict) of latentSplat or MV-LDM; its keys tell which.
 
     The folder appears whole or not at all. It holds weights without optimizer state: training continues from it with
     fresh optimizers and a new warm-up.
@@ -52,38 +64,71 @@ def import_checkpoint(
     Args:
         checkpoint: The original's file. Nothing in it is executed.
         output: The run folder to make; must not exist, or be empty.
-        data: Scenes to look at: RealEstate10k chunks, or a capture with a transforms.json. By default the method's.
+        data: Scenes to look at: RealEstate10k chunks, CO3D, or a capture with a transforms.json. By default the
+            method's.
         method: Registered method that the weights belong to. By default one that has their network.
         steps_done: Training steps behind the weights. By default what the file says, else a finished training.
+        autoencoder: MV-LDM only: file with the weights of Stable Diffusion 2.1's autoencoder, where the checkpoint has
+            none or others are wanted.
 
     Raises:
         CheckpointMismatch: If the file is unsafe, damaged, or fits neither the stated method nor any network.
-        ConfigError: If the method is unknown or the output folder is in use.
-        SceneDataError: If ``data`` is neither kind of dataset.
+        ConfigError: If the method is unknown, an option belongs to the other system, or the output folder is in use.
+        MissingWeights: If a checkpoint of MV-LDM has no autoencoder and none was stated.
+        SceneDataError: If ``data`` is no dataset.
     """
     folder = free_folder(output)
     source = UpstreamCheckpoint.read(checkpoint)
+    if is_mvldm(source.state):
+        if data is not None or method not in (None, MVLDM):
+            raise ConfigError(f"{checkpoint} holds MV-LDM, which has no scenes and no variants; state neither")
+        return _import_mvldm(source, folder, steps_done, autoencoder)
+    if autoencoder is not None:
+        raise ConfigError(f"{checkpoint} holds latentSplat, which has an autoencoder of its own; state none")
     name, architecture, also_fitting = _recognise(source, method)
     weights = source.weights_for(architecture)
     if steps_done is None:
         steps_done = FINISHED_STEPS if source.steps_done is None else source.steps_done
     config = _run_config(folder, name, architecture, data)
-    provenance = {
-        "source": checkpoint.name,
-        "sha256": sha256(checkpoint),
-        "method": name,
-        "also_fitting": also_fitting,
+    provenance = {**_provenance(source.path, name, steps_done, weights), "also_fitting": also_fitting}
+    # A model's device marker is part of its state; the rest is what the network holds.
+    pipeline = {"_model.device_indicator_param": torch.empty(0)}
+    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
+    write_run(config, pipeline, steps_done, provenance)
+    return ImportedRun(folder, name, tuple(also_fitting), steps_done)
+
+
+def _import_mvldm(
+    source: UpstreamCheckpoint, folder: Path, steps_done: Optional[int], autoencoder: Optional[Path]
+) -> ImportedRun:
+    found = read_upstream_diffusion(source, autoencoder)
+    if steps_done is None:
+        steps_done = FINISHED_MVLDM_STEPS if source.steps_done is None else source.steps_done
+    provenance = _provenance(source.path, MVLDM, steps_done, found.weights)
+    provenance["left_out"] = {
+        "tensors of transformers that never run": found.idle_left_out,
+        "tensors of the moving average": found.averages_left_out,
+    }
+    if found.config != MultiViewDiffusionConfig():
+        provenance["assumed"] = "attention heads of 64 channels, as in Stable Diffusion 2.1; shapes do not tell"
+    provenance["autoencoder"] = "of the checkpoint"
+    if autoencoder is not None:
+        provenance["autoencoder"] = {"source": autoencoder.name, "sha256": sha256(autoencoder)}
+    write_mvldm(folder, found.config, found.weights, provenance)
+    return ImportedRun(folder, MVLDM, (), steps_done)
+
+
+def _provenance(source: Path, method: str, steps_done: int, weights: Dict[str, torch.Tensor]) -> Dict[str, Any]:
+    return {
+        "source": source.name,
+        "sha256": sha256(source),
+        "method": method,
         "steps_done": steps_done,
         "parameters": sum(value.numel() for value in weights.values()),
         "optimizer_state": "not imported",
         "converter": f"lsplat-ns {version('lsplat-ns')}",
         "imported": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    # A model's device marker is part of its state; the rest is what the network holds.
-    pipeline = {"_model.device_indicator_param": torch.empty(0)}
-    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
-    write_run(config, pipeline, steps_done, provenance)
-    return ImportedRun(folder, name, tuple(also_fitting), steps_done)
 
 
 def _methods() -> Dict[str, LatentSplatTrainerConfig]:
@@ -140,14 +185,12 @@ def _run_config(folder: Path, name: str, architecture: Architecture, data: Optio
     return config
 
 
-def _dataparser(data: Path, chunked):
-    """The dataparser config for a dataset: that of the method for chunks, nerfstudio's for captures."""
-    if (data / "transforms.json").is_file() or data.suffix == ".json":
+def _dataparser(data: Path, of_method):
+    """The dataparser config for a dataset: the method's, with its options, where that reads this kind of data."""
+    layout = layout_of(data)
+    if layout == "capture":
         from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
         return NerfstudioDataParserConfig(data=data)
-    if any((data / split / "index.json").is_file() for split in ("test", "train")):
-        return replace(chunked, data=data)
-    raise SceneDataError(
-        f"{data} holds neither test/index.json (RealEstate10k chunks) nor transforms.json (a capture); correct --data"
-    )
+    kind = Co3dDataParserConfig if layout == "co3d" else Re10kDataParserConfig
+    return replace(of_method, data=data) if isinstance(of_method, kind) else kind(data=data)

@@ -8,10 +8,11 @@ import shutil
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 import yaml
+from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
@@ -35,6 +36,7 @@ class RunFolderConfig(LatentSplatTrainerConfig):
         config = RunFolderConfig(**values, run_folder=folder)
         config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "imported"
         config.load_dir = config.load_checkpoint = None
+        config.pipeline.datamanager.run_dir = None  # else the base's checkpoint and scene would be looked for
         return config
 
     def get_base_dir(self) -> Path:
@@ -50,7 +52,15 @@ def free_folder(output: Path) -> Path:
     return folder
 
 
-def write_run(config: RunFolderConfig, pipeline_state: Dict[str, Tensor], steps_done: int, provenance: dict) -> None:
+def write_run(
+    config: RunFolderConfig,
+    pipeline_state: Dict[str, Tensor],
+    steps_done: int,
+    provenance: dict,
+    *,
+    capture: Optional[Path] = None,
+    dataparser_outputs: Optional[DataparserOutputs] = None,
+) -> None:
     """Write a run without optimizer state. The folder appears whole or not at all.
 
     Args:
@@ -58,6 +68,8 @@ def write_run(config: RunFolderConfig, pipeline_state: Dict[str, Tensor], steps_
         pipeline_state: State dict of the pipeline (keys begin with ``_model.``).
         steps_done: Training steps behind the weights.
         provenance: Plain values to store as JSON beside the config.
+        capture: A folder to copy into the run's own, under the same name; the caller's is left alone.
+        dataparser_outputs: Of the run's scene, when it is a capture: the way from its original frame is stored as well.
 
     Raises:
         LsplatError: If the disk is full or the folder cannot be written.
@@ -69,8 +81,12 @@ def write_run(config: RunFolderConfig, pipeline_state: Dict[str, Tensor], steps_
     try:
         checkpoints = partial / config.relative_model_dir
         checkpoints.mkdir(parents=True)
+        if capture is not None:
+            shutil.copytree(capture, partial / capture.name)
         torch.save(state, checkpoints / f"step-{step:09d}.ckpt")
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
+        if dataparser_outputs is not None:
+            dataparser_outputs.save_dataparser_transform(partial / "dataparser_transforms.json")
         (partial / "config.yml").write_text(yaml.dump(config))
         if folder.exists():
             folder.rmdir()
@@ -104,7 +120,10 @@ class StoredRun:
         path = run / "config.yml" if run.is_dir() else run
         if not path.is_file():
             raise ConfigError(f"no run at {run}; pass a run's folder or its config.yml")
-        config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
+        try:
+            config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
+        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ImportError) as error:
+            raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
         if not isinstance(config, LatentSplatTrainerConfig):
             raise ConfigError(f"{path} is no run of a latentSplat method")
         folder = config.get_checkpoint_dir()

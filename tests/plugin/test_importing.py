@@ -167,7 +167,7 @@ def test_wrong_arguments_are_one_line_each(source: Path, rooms: Path, run: Impor
         import_checkpoint(source, run.folder, data=rooms)
     with pytest.raises(ConfigError, match="no method 'nonsense'"):
         import_checkpoint(source, tmp_path / "run", method="nonsense")
-    with pytest.raises(SceneDataError, match="correct --data"):
+    with pytest.raises(SceneDataError, match="holds no dataset"):
         import_checkpoint(source, tmp_path / "run", data=tmp_path)
     with pytest.raises(CheckpointMismatch, match="nerfstudio run already"):
         import_checkpoint(next((run.folder / "nerfstudio_models").iterdir()), tmp_path / "run")

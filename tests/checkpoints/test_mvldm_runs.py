@@ -1,0 +1,112 @@
+"""Run folders of MV-LDM: what is written is what is loaded, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from mvldm_checkpoints import SMALL
+from mvldm_recordings import diffusion_config, run_sampler
+from parity import recording
+
+from lsplat_ns.checkpoints.mvldm_runs import CONFIG, WEIGHTS, load_mvldm, read_mvldm_config, write_mvldm
+from lsplat_ns.checkpoints.mvldm_upstream import read_upstream_diffusion
+from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig, tiny_multi_view_diffusion
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    write_mvldm(tmp_path / "run", SMALL, MultiViewDiffusion(SMALL).state_dict(), {"source": "here"})
+    return tmp_path / "run"
+
+
+def test_what_is_written_is_what_is_loaded(run: Path) -> None:
+    torch.manual_seed(0)
+    expected = MultiViewDiffusion(SMALL).state_dict()
+    model = load_mvldm(run)
+    assert model.config == SMALL and not model.training
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert json.loads((run / "provenance.json").read_text()) == {"source": "here"}
+    assert sorted(file.name for file in run.parent.iterdir()) == ["run"]
+
+
+def test_every_file_can_be_read_by_those_who_can_read_the_others(run: Path) -> None:
+    assert len({file.stat().st_mode for file in run.iterdir()}) == 1
+
+
+@pytest.mark.parametrize("config", [MultiViewDiffusionConfig(), tiny_multi_view_diffusion()])
+def test_a_configuration_survives_its_file(config: MultiViewDiffusionConfig, tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(json.dumps({"format": 1, "network": asdict(config)}))
+    assert read_mvldm_config(tmp_path) == config
+
+
+def test_an_imported_checkpoint_repeats_the_recorded_run_without_a_network_connection(
+    tmp_path: Path, monkeypatch
+) -> None:
+    case = recording("mv_sample_small")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("tried to connect")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    source = UpstreamCheckpoint(Path("x.ckpt"), case.state("wrapper"), 1)
+    found = read_upstream_diffusion(source, config=diffusion_config(case.meta))  # its heads have 32 channels
+    write_mvldm(tmp_path / "run", found.config, found.weights, {})
+    for key, value in run_sampler(case, load_mvldm(tmp_path / "run")).items():
+        case.assert_close(key, value, 1e-4)
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(LsplatError, match=r"could not write .*no space left"):
+        write_mvldm(tmp_path / "run", SMALL, {}, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=2), "format 2, but this version reads 1"),
+        (lambda d: d.pop("network"), "lacks 'network'"),
+        (lambda d: d["network"].update(surplus=1), "unknown option surplus"),
+        (lambda d: d["network"].update(latent_scale=-1), "latent_scale must be positive"),
+        (lambda d: d["network"].update(denoiser=5), "cannot be read"),
+        (lambda d: d["network"]["denoiser"].update(block_out_channels="wide"), "cannot be read|can be built"),
+        (lambda d: d["network"]["denoiser"].update(layers_per_block="two"), "no network that can be built"),
+        (lambda d: d["network"]["denoiser"].update(layers_per_block=2), "does not fit the network. .* missing"),
+    ],
+)
+def test_a_damaged_configuration_is_one_clear_line(run: Path, change, message: str) -> None:
+    document = json.loads((run / CONFIG).read_text())
+    change(document)
+    (run / CONFIG).write_text(json.dumps(document))
+    with pytest.raises(CheckpointMismatch, match=message) as caught:
+        load_mvldm(run)
+    assert "\n" not in str(caught.value)
+
+
+def test_absent_and_damaged_files_are_one_clear_line(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no MV-LDM at"):
+        load_mvldm(tmp_path)
+    content = (run / WEIGHTS).read_bytes()
+    (run / WEIGHTS).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointMismatch, match="cannot be read as safetensors"):
+        load_mvldm(run)
+    (run / WEIGHTS).unlink()
+    with pytest.raises(CheckpointMismatch, match="no weights file"):
+        load_mvldm(run)
+    (run / CONFIG).write_text("{")
+    with pytest.raises(CheckpointMismatch, match="cannot be read"):
+        load_mvldm(run)
