@@ -16,12 +16,14 @@ Methods (``ns-train <name>``)
 | latentsplat-co3d-hydrant-no-extra | ablation: skip connections without colour                        | a 40 GB GPU |
 | latentsplat-co3d-hydrant-no-zero  | ablation: skip connections start at random                       | a 40 GB GPU |
 | latentsplat-tiny                  | the same code with small networks, 64x64, nothing pretrained     | a CPU       |
-
-The CO3D methods read re10k-data scenes.
+| latentsplat-encode                | a capture through the networks of a run, without training        | a run       |
+| mvldm                             | MV-LDM as published: generates views, from Stable Diffusion 2.1  | a 40 GB GPU |
+| mvldm-tiny                        | the same code with small networks, 64x64, nothing pretrained     | a CPU       |
 
 Dataparsers (``ns-train <method> <name>``)
 
 | name        | what                                                     |
 |-------------|----------------------------------------------------------|
 | re10k-data  | RealEstate10k chunks in pixelSplat's layout, many scenes |
+| co3d-data   | CO3D v2 by category; the CO3D methods read their own one |
 """

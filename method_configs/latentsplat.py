@@ -2,7 +2,7 @@
 
 from nerfstudio.plugins.types import MethodSpecification
 
-from lsplat_ns.plugin.recipes import KL, co3d_trainer, published_trainer, tiny_trainer, variant
+from lsplat_ns.plugin.recipes import KL, TEDDYBEARS, co3d_trainer, published_trainer, tiny_trainer, variant
 
 latentsplat = MethodSpecification(
     config=published_trainer("latentsplat"),
@@ -18,7 +18,7 @@ latentsplat_co3d_teddybear = variant(
     latentsplat_co3d_hydrant.config,
     "latentsplat-co3d-teddybear",
     "The published model for CO3D teddybears; differs from the one for hydrants in its data only.",
-    {},
+    TEDDYBEARS,
 )
 
 latentsplat_co3d_hydrant_kl = variant(

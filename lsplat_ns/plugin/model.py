@@ -22,14 +22,16 @@ from torch.nn import Parameter
 
 from lsplat_ns.acceleration import accelerate, prepare_training
 from lsplat_ns.checkpoints.exports import viewer_gaussians
-from lsplat_ns.checkpoints.pretrained import load_pretrained
-from lsplat_ns.errors import CheckpointMismatch, ConfigError
+from lsplat_ns.checkpoints.pretrained import check_pretrained, load_pretrained
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, PerceptualDistance
 from lsplat_ns.losses.objective import step_losses
+from lsplat_ns.losses.perceptual import locate_backbone
 from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
 from lsplat_ns.plugin.drawing import message_outputs, view_outputs, with_spread
+from lsplat_ns.plugin.loading import load_strictly
 from lsplat_ns.plugin.optimizers import FINE_TUNED
 from lsplat_ns.plugin.viewer_panel import ViewerPanel
 from lsplat_ns.scene import Cameras, Gaussians, SceneBatch, VariationalGaussians
@@ -75,6 +77,17 @@ class LatentSplatModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         if {"encoder", "autoencoder"} <= set(self.frozen):
             raise ConfigError("with encoder and autoencoder frozen nothing is left to train")
+
+    def check_weights(self, resuming: bool) -> None:
+        """Check, before anything is built, that the files that training needs are on this machine.
+
+        Raises:
+            MissingWeights: If not.
+        """
+        if self.pretrained == "require" and not resuming:
+            check_pretrained(self.network, self.schedule.uses_discriminator)
+        if self.perceptual == "lpips" and self.schedule.uses("lpips"):
+            locate_backbone()
 
 
 @dataclass(frozen=True)
@@ -191,13 +204,7 @@ class LatentSplatModel(SplatfactoModel):
         Raises:
             CheckpointMismatch: If keys or shapes differ.
         """
-        try:
-            result = nn.Module.load_state_dict(self, state_dict, strict=True, **kwargs)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise CheckpointMismatch(
-                f"the checkpoint does not fit this model's configuration: {' '.join(lines[1:4])[:400]}"
-            ) from None
+        result = load_strictly(self, state_dict, **kwargs)
         self._prediction = None
         return result
 

@@ -6,7 +6,7 @@ nerfstudio's own schedulers leave in them.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Tuple, Type
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type
 
 import torch
 from nerfstudio.engine.optimizers import OptimizerConfig, Optimizers
@@ -70,6 +70,21 @@ class ScaledAdamConfig(OptimizerConfig):
 
 
 @dataclass
+class AdamWConfig(OptimizerConfig):
+    """AdamW (the denoiser's of MV-LDM)."""
+
+    _target: Type = torch.optim.AdamW
+    lr: float = 2e-5
+    """Learning rate; not scaled."""
+    betas: Tuple[float, float] = (0.9, 0.999)
+    """Adam's betas."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_norm: Optional[float] = 0.1
+    """Largest norm of the gradient."""
+
+
+@dataclass
 class LinearWarmupConfig(SchedulerConfig):
     """Learning rates rise linearly to their full value, then stay, or fall along a cosine for short trainings."""
 
@@ -109,16 +124,32 @@ class GuardedOptimizers(Optimizers):
     """nerfstudio's optimizers, except that a step whose gradient is not finite changes no parameter, and is counted.
 
     Under DDP gradients are averaged before they come here, so that all ranks decide alike. With a gradient scaler, the
-    scaler decides, as usual.
+    scaler decides, as usual. Gradients accumulated over several steps are averaged, so that rates and limits keep their
+    meaning.
+
+    Args:
+        config: Optimizer and scheduler of each group.
+        param_groups: Parameters of each group.
+        accumulated: Over how many steps each group's gradients are accumulated, 1 where it is not stated.
     """
 
-    def __init__(self, config: Dict[str, Any], param_groups: Dict[str, List[Parameter]]) -> None:
+    def __init__(
+        self,
+        config: Dict[str, Any],
+        param_groups: Dict[str, List[Parameter]],
+        accumulated: Optional[Mapping[str, int]] = None,
+    ) -> None:
         super().__init__(config, param_groups)
+        self._accumulated = {group: (accumulated or {}).get(group, 1) for group in param_groups}
         self.skipped_steps = 0
         self.skipped_in_a_row = 0
 
     def optimizer_scaler_step_some(self, grad_scaler: GradScaler, param_groups: List[str]) -> None:
         """Clip the gradients of some groups and step their optimizers; all of them or, if any is not finite, none."""
+        for group in param_groups:
+            gradients = [p.grad for p in self.parameters[group] if p.grad is not None]
+            if gradients and self._accumulated[group] > 1:
+                torch._foreach_div_(gradients, self._accumulated[group])
         if grad_scaler.is_enabled():
             super().optimizer_scaler_step_some(grad_scaler, param_groups)
             return

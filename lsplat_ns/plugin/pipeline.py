@@ -22,6 +22,7 @@ from lsplat_ns.fusion import predict_scene
 from lsplat_ns.losses import PerceptualDistance
 from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
+from lsplat_ns.plugin.loading import model_state
 from lsplat_ns.plugin.model import LatentSplatModel, LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LR_FACTOR
 from lsplat_ns.plugin.trainer import checkpoint_steps, one_line_errors
@@ -123,14 +124,7 @@ class LatentSplatPipeline(VanillaPipeline):
         Raises:
             CheckpointMismatch: If keys or shapes differ.
         """
-        model_state = {
-            key.removeprefix("_model.").removeprefix("module."): value
-            for key, value in state_dict.items()
-            if key.startswith("_model.")
-        }
-        if not model_state:
-            raise CheckpointMismatch("the checkpoint holds no model (no key starts with _model.)")
-        self.model.load_state_dict(model_state)
+        self.model.load_state_dict(model_state(state_dict))
 
     # ----------------------------------------------------------------------------------------------- evaluation
 

@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+import time
 import zipfile
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +16,17 @@ import torch.distributed
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from lsplat_ns.checkpoints.pretrained import check_pretrained
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
-from lsplat_ns.losses.perceptual import locate_backbone
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
 
 MOST_SKIPPED_IN_A_ROW = 100
 """Steps without a finite gradient before training gives up."""
+STEPS_TIMED = 100
+"""Latest steps of which the share of time spent waiting for data is taken."""
+LONG_WAIT = 0.1
+"""Share of time from which waiting for data is worth a line on the console."""
 
 
 @contextmanager
@@ -128,11 +132,7 @@ class LatentSplatTrainerConfig(TrainerConfig):
                 raise CheckpointMismatch(f"no checkpoint at {path}")
         if self.load_dir is not None and not checkpoint_steps(self.load_dir):
             raise CheckpointMismatch(f"{self.load_dir} holds no step-*.ckpt; pass a run's nerfstudio_models folder")
-        model = self.pipeline.model
-        if model.pretrained == "require" and self.load_dir is None and self.load_checkpoint is None:
-            check_pretrained(model.network, model.schedule.uses_discriminator)
-        if model.perceptual == "lpips" and model.schedule.uses("lpips"):
-            locate_backbone()
+        self.pipeline.model.check_weights(resuming=self.load_dir is not None or self.load_checkpoint is not None)
         port = self.viewer.websocket_port
         if self.is_viewer_enabled() and port is not None and not is_port_free(port):
             raise ConfigError(f"port {port} is in use; choose another with --viewer.websocket-port")
@@ -153,6 +153,8 @@ class LatentSplatTrainer(Trainer):
         resumed_from = config.load_step
         super().__init__(config, local_rank, world_size)
         config.load_step = resumed_from  # asking for the run's folder has set it, as tools need it
+        self._times: deque[tuple[float, float]] = deque(maxlen=STEPS_TIMED)  # of each step: waiting, all
+        self._said_waiting = False
 
     def setup(self, test_mode: str = "val") -> None:
         """Build everything; user errors end the program with one line."""
@@ -161,7 +163,8 @@ class LatentSplatTrainer(Trainer):
 
     def setup_optimizers(self) -> GuardedOptimizers:
         """Optimizers that leave out steps whose gradient is not finite."""
-        return GuardedOptimizers(self.config.optimizers.copy(), self.pipeline.get_param_groups())
+        groups = self.pipeline.get_param_groups()
+        return GuardedOptimizers(self.config.optimizers.copy(), groups, self.gradient_accumulation_steps)
 
     def _load_checkpoint(self) -> None:
         """Load the stated checkpoint, or the newest one of ``load_dir`` that is whole."""
@@ -170,6 +173,17 @@ class LatentSplatTrainer(Trainer):
             config.load_step = newest_whole_checkpoint(config.load_dir)
         super()._load_checkpoint()
         config.load_step = stated
+        self._rewind_to_whole_accumulation()
+
+    def _rewind_to_whole_accumulation(self) -> None:
+        """Repeat the steps whose gradients were accumulated, but not used yet, when the checkpoint was written."""
+        repeated = max((self._start_step % count for count in self.gradient_accumulation_steps.values()), default=0)
+        if not repeated:
+            return
+        self._start_step -= repeated
+        for scheduler in self.optimizers.schedulers.values():
+            scheduler.last_epoch -= repeated + 1
+            scheduler.step()
 
     def train(self) -> None:
         """Train up to step ``max_num_iterations``; that many steps more where a resumed run is there already.
@@ -195,9 +209,13 @@ class LatentSplatTrainer(Trainer):
     def train_iteration(self, step: int) -> TRAIN_INTERATION_OUTPUT:
         """One step. A gradient that is not finite changes nothing; such steps are counted in the log.
 
+        The log also gets ``data/waiting``: the share of the latest steps' time that went into waiting for data, between
+        0 and 1, of this rank. From the second step on, as the first one starts the loader.
+
         Raises:
             LsplatError: If that happens many times in a row.
         """
+        started, waited = time.perf_counter(), self.pipeline.datamanager.seconds_waited
         optimizers, before = self.optimizers, self.optimizers.skipped_steps
         statistics = [buffer.clone() for buffer in self.pipeline.model.buffers()]
         loss, losses, metrics = super().train_iteration(step)
@@ -207,7 +225,23 @@ class LatentSplatTrainer(Trainer):
             self._report_skipped_step(step, losses)
         metrics["skipped_steps"] = torch.tensor(float(optimizers.skipped_steps))
         self._agree_on_stopping()
+        if step > self._start_step:
+            self._times.append((self.pipeline.datamanager.seconds_waited - waited, time.perf_counter() - started))
+            metrics["data/waiting"] = self._waiting_share()
         return loss, losses, metrics
+
+    def _waiting_share(self) -> float:
+        """Share of the latest steps' time spent waiting for data; says it once where it is long."""
+        waiting, whole = (sum(times) for times in zip(*self._times, strict=True))
+        share = waiting / whole
+        if share > LONG_WAIT and len(self._times) == STEPS_TIMED and not self._said_waiting:
+            self._said_waiting = True
+            where = f" (rank {self.local_rank})" if self.world_size > 1 else ""  # which holds the others up
+            CONSOLE.print(
+                f"[yellow]Training{where} waits for data {share:.0%} of its time; where cores are idle, more loader "
+                "processes help (--pipeline.datamanager.num-workers)"
+            )
+        return share
 
     def _report_skipped_step(self, step: int, losses: dict[str, torch.Tensor]) -> None:
         """Say it the first time and whenever the count has doubled."""
