@@ -55,7 +55,7 @@ class FastDecoder:
         for unused in ("encoder", "quant_conv"):
             setattr(fast.autoencoder.model, unused, nn.Identity())
         self._decode = torch.compile(fast.decode_maps, dynamic=False) if compiled else fast.decode_maps
-        self._calls: dict[tuple, _CapturedCall] = {}
+        self._calls: dict[tuple, CapturedCall] = {}
         self._lock = threading.Lock()
         self.overflowed = False
 
@@ -71,11 +71,11 @@ class FastDecoder:
                 return self._exact(color, latent)
             return self._calls[key](inputs)
 
-    def _capture(self, inputs: tuple[Tensor | None, Tensor]) -> _CapturedCall:
+    def _capture(self, inputs: tuple[Tensor | None, Tensor]) -> CapturedCall:
         def decode(maps: tuple[Tensor | None, Tensor]) -> Tensor:
             return self._decode(*map_tensors(maps, lambda part: part.to(DECODER_DTYPE))).float()
 
-        call = _CapturedCall(decode, inputs)
+        call = CapturedCall(decode, inputs)
         if not bool(torch.isfinite(call(inputs)).all()):
             self.overflowed = True
         return call
@@ -103,14 +103,14 @@ class FastEncoder:
                     return self._encode(given[0], step=step, deterministic=deterministic, depth_noise=given[1])
 
                 try:
-                    self._calls[key] = _CapturedCall(encode, inputs)
+                    self._calls[key] = CapturedCall(encode, inputs)
                 except RuntimeError:  # some versions of torch compile constants into copies, which no graph can hold
                     logging.getLogger(__name__).info("the encoder cannot be captured as a CUDA graph", exc_info=True)
                     self._calls[key] = encode
             return self._calls[key](inputs)
 
 
-class _CapturedCall:
+class CapturedCall:
     """A function of (nested values of) tensors as a CUDA graph: its launches cost one call instead of hundreds."""
 
     def __init__(self, function: Callable[[T], T], inputs: T) -> None:
@@ -126,6 +126,7 @@ class _CapturedCall:
             self._output = function(self._inputs)
 
     def __call__(self, inputs: T) -> T:
+        """The function of inputs of the same shapes; the result is the caller's own."""
         for static, given in zip(_tensors(self._inputs), _tensors(inputs), strict=True):
             static.copy_(given)
         self._graph.replay()

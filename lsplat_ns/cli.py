@@ -327,6 +327,21 @@ class BenchTraining:
         return 0
 
 
+@dataclass
+class BenchGeneration:
+    """Time the generation of four views with the published MV-LDM, beside what the original took on an H200."""
+
+    repeats: int = 5
+    """Timed calls per row."""
+
+    def run(self) -> int:
+        """Print the table."""
+        from lsplat_ns.plugin.bench_generation import print_generation_benchmark
+
+        print_generation_benchmark(self.repeats)
+        return 0
+
+
 Command = Union[
     Annotated[Demo, tyro.conf.subcommand("demo")],
     Annotated[MakeScenes, tyro.conf.subcommand("make-scenes")],
@@ -339,6 +354,7 @@ Command = Union[
     Annotated[Bench, tyro.conf.subcommand("bench")],
     Annotated[BenchData, tyro.conf.subcommand("bench-data")],
     Annotated[BenchTraining, tyro.conf.subcommand("bench-training")],
+    Annotated[BenchGeneration, tyro.conf.subcommand("bench-generation")],
 ]
 
 

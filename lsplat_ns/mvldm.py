@@ -34,7 +34,7 @@ from lsplat_ns.diffusion.ray_maps import RayMapConfig, ray_maps, relative_to
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
 from lsplat_ns.diffusion.schedule import solve
 from lsplat_ns.errors import ConfigError, ShapeMismatch
-from lsplat_ns.scene import Cameras, SceneBatch, Views
+from lsplat_ns.scene import Cameras, SceneBatch, Views, map_tensors
 
 DECODED_AT_ONCE = 4
 """Images per call of the decoder, whose activations need far more memory than its result."""
@@ -92,6 +92,10 @@ class MultiViewDiffusion(nn.Module):
         channels = config.autoencoder.latent_channels
         self.denoiser = MultiViewUNet(config.denoiser, channels + 1 + config.rays.channels, channels)
         self.autoencoder = KLAutoencoder(config.autoencoder)
+        self.fast_denoiser: Callable[[Tensor, Tensor, Conditioning, float], Tensor] | None = None
+        """Stand-in for the guided denoiser; see ``lsplat_ns.mvldm_acceleration``."""
+        self.autoencoder_dtype: torch.dtype | None = None
+        """Type that the autoencoder runs in (by autocast). None: float32."""
 
     @property
     def size_multiple(self) -> int:
@@ -117,15 +121,21 @@ class MultiViewDiffusion(nn.Module):
             noise: Standard normal [b, v, c, h, w]. The published model always draws latents from their distribution;
                 None takes the most likely ones.
         """
-        distribution = self.autoencoder.encode(image)
+        with self._autocast(image):
+            distribution = map_tensors(self.autoencoder.encode(image), Tensor.float)
         latents = distribution.mode() if noise is None else distribution.sample(noise=noise)
         return self.config.latent_scale * latents
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [b, t, 3, height, width] in [0, 1] of latents [b, t, c, h, w]."""
         flat = (latents / self.config.latent_scale).flatten(0, 1)
-        images = torch.cat([self.autoencoder.decode(part) for part in flat.split(DECODED_AT_ONCE)])
+        with self._autocast(latents):
+            images = torch.cat([self.autoencoder.decode(part).float() for part in flat.split(DECODED_AT_ONCE)])
         return images.clamp(0, 1).unflatten(0, latents.shape[:2])
+
+    def _autocast(self, tensor: Tensor) -> torch.autocast:
+        dtype = self.autoencoder_dtype
+        return torch.autocast(tensor.device.type, dtype, enabled=dtype is not None)
 
     def training_loss(self, batch: SceneBatch, draw: TrainingDraw) -> Tensor:
         """The loss of a training step, a float32 scalar. Differentiable to the denoiser alone.
@@ -175,6 +185,8 @@ class MultiViewDiffusion(nn.Module):
 
         def predict(noisy: Tensor, level: Tensor) -> Tensor:
             levels = level.expand(noisy.shape[0])
+            if self.fast_denoiser is not None:
+                return self.fast_denoiser(noisy, levels, conditioning, config.guidance)
             return predict_guided_noise(self.denoiser, noisy, levels, conditioning, config.guidance)
 
         for done, stepped in enumerate(solve(predict, latents, config.solver), start=1):

@@ -17,7 +17,7 @@ LAYERS = (
     {"errors", "distributions", "scene", "recomputation"},
     {"geometry"},
     {"data", "encoder", "rendering", "autoencoder", "diffusion"},
-    {"losses", "latentsplat", "mvldm", "fusion", "acceleration"},
+    {"losses", "latentsplat", "mvldm", "fusion", "acceleration", "mvldm_acceleration"},
     {"checkpoints", "evaluation"},
     {"plugin"},
     {"cli"},
