@@ -19,7 +19,12 @@ from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.conventions import opencv_from_opengl, opengl_from_opencv
 from lsplat_ns.geometry.trajectories import fly_through
 from lsplat_ns.plugin.recipes import tiny_trainer
-from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps, is_port_free
+from lsplat_ns.plugin.trainer import (
+    LatentSplatTrainerConfig,
+    checkpoint_steps,
+    is_port_free,
+    newest_whole_checkpoint,
+)
 
 if TYPE_CHECKING:
     from lsplat_ns.plugin.pipeline import LatentSplatPipeline
@@ -46,7 +51,7 @@ def run_demo(folder: Path, steps: int, render: Path | None, port: int, scene: st
     if render is not None:
         render_fly_through(run, render, scene)
     else:
-        _view(run, port)
+        open_viewer(run, port)
 
 
 def _scenes(folder: Path) -> Path:
@@ -76,12 +81,12 @@ def _demo_config(folder: Path, scenes: Path, steps: int) -> LatentSplatTrainerCo
 def _train(config: LatentSplatTrainerConfig, steps: int) -> None:
     """Train up to ``steps``, from the last checkpoint if there is one."""
     folder = config.get_checkpoint_dir()
-    done = checkpoint_steps(folder)[-1] + 1 if folder.is_dir() and checkpoint_steps(folder) else 0
+    done = newest_whole_checkpoint(folder) + 1 if checkpoint_steps(folder) else 0
     if done >= steps:
         CONSOLE.print(f"Using the model in {config.get_base_dir()} ({done} steps)")
         return
     if done:
-        config.load_dir, config.max_num_iterations = folder, steps - done
+        config.load_dir = folder
     CONSOLE.print(f"Training latentsplat-tiny for {steps - done} steps; Ctrl-C keeps what is learned so far.")
     torch.manual_seed(config.machine.seed)
     config.save_config()
@@ -106,10 +111,11 @@ def _progress(title: str) -> Progress:
     )
 
 
-def _view(run: Path, port: int) -> None:
+def open_viewer(run: Path, port: int) -> None:
+    """Show a run (its config.yml) in nerfstudio's viewer until Ctrl-C."""
     from nerfstudio.scripts.viewer.run_viewer import RunViewer, ViewerConfigWithoutNumRays
 
-    CONSOLE.print(f"\nOpen [bold]http://localhost:{port}[/bold] in a browser. Ctrl-C ends the demo.\n")
+    CONSOLE.print(f"\nOpen [bold]http://localhost:{port}[/bold] in a browser. Ctrl-C ends it.\n")
     try:
         RunViewer(load_config=run, viewer=ViewerConfigWithoutNumRays(websocket_port=port)).main()
     except KeyboardInterrupt:
