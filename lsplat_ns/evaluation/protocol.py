@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lsplat_ns.evaluation.metrics import psnr, ssim
 from lsplat_ns.latentsplat import LatentSplat
-from lsplat_ns.scene import SceneBatch
+from lsplat_ns.scene import SceneBatch, VariationalGaussians
 
 VIEWS_PER_CHUNK = 8
 """Targets that are splatted and decoded together; bounds memory, changes no number."""
@@ -38,6 +38,7 @@ def score_entry(
     seed: int = 0,
     deterministic: bool = False,
     lpips: Callable[[Tensor, Tensor], Tensor] | None = None,
+    encode: Callable[[torch.Generator], VariationalGaussians] | None = None,
 ) -> EntryScore:
     """Predict an example's targets and compare them with the truth.
 
@@ -49,10 +50,14 @@ def score_entry(
         seed: Seed of the entry's draws.
         deterministic: Take modes instead of samples everywhere.
         lpips: Per-image distance of (prediction, target) [t, 3, h, w]; left out when None.
+        encode: Predicts the scene instead of the network itself, as for scenes fused from several pairs of views.
     """
     device = example.context.image.device
     generator = torch.Generator(device).manual_seed(seed)
-    predicted = network.encode(example.context, deterministic=deterministic, generator=generator)
+    if encode is None:
+        predicted = network.encode(example.context, deterministic=deterministic, generator=generator)
+    else:
+        predicted = encode(generator)
     gaussians = predicted.mode() if deterministic else predicted.sample(generator)
     images, splats = [], []
     count = example.target.image.shape[1]

@@ -1,6 +1,7 @@
 """The datamanager: an endless stream over all scenes for training, and one active scene for everything else."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
@@ -215,6 +216,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         self.stream = training_stream(self.config, self.dataparser, rank, self.world_size)
         self._batches: Iterator[TrainingBatch] = iter(())
         self._next_step: Optional[int] = None
+        self.seconds_waited = 0.0  # for batches, in all
 
     def next_train(self, step: int) -> Tuple[SceneBatch, Dict[str, float]]:
         """The batch of a step on the device, and how many examples were skipped since training started or resumed.
@@ -223,13 +225,16 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         step, such as the first one after a resume, reading starts anew there.
         """
         self.train_count += 1
+        asked = time.perf_counter()
         if step != self._next_step:
             on_gpu = str(self.device).startswith("cuda")
             self._batches = training_batches(self.stream, step, num_workers=self.config.num_workers, pin_memory=on_gpu)
         self._next_step = step + 1
         batch = next(self._batches)
+        examples = batch.to(self.device)
+        self.seconds_waited += time.perf_counter() - asked
         self._report_skips(batch.skips)
-        return batch.to(self.device), self.skips.metrics()
+        return examples, self.skips.metrics()
 
     def _report_skips(self, new: SkipTally) -> None:
         """Say what is skipped: the first time, and whenever the count has doubled."""

@@ -23,7 +23,7 @@ from lsplat_ns.latentsplat import LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, LossTerm
 from lsplat_ns.losses.adversarial import AdversarialConfig
 from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
-from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig
+from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig
 from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LinearWarmupConfig, ScaledAdamConfig, TwoRateAdamConfig
 from lsplat_ns.plugin.pipeline import LatentSplatPipelineConfig
@@ -55,13 +55,10 @@ def published_trainer(method_name: str) -> LatentSplatTrainerConfig:
 
 
 def co3d_trainer(method_name: str) -> LatentSplatTrainerConfig:
-    """The CO3D experiments of the paper: wide baselines around an object, in the units of the data.
-
-    Whether a video is circular, its data say.
-    """
+    """The CO3D experiments of the paper: wide baselines around an object, in the units of the data. Hydrants."""
     config = published_trainer(method_name)
     config.pipeline.datamanager = LatentSplatDataManagerConfig(
-        dataparser=Re10kDataParserConfig(context_gap=25),
+        dataparser=Co3dDataParserConfig(category=("hydrant",)),
         preparation=PreparationConfig(baseline_to_one=False),
         sampling=ViewSamplingConfig(min_gap=16, max_gap=25, initial_min_gap=8, initial_max_gap=18, target_margin=100),
         context_gap=25,
@@ -69,6 +66,8 @@ def co3d_trainer(method_name: str) -> LatentSplatTrainerConfig:
     return config
 
 
+TEDDYBEARS: Dict[str, Any] = {"pipeline.datamanager.dataparser.category": ("teddybear",)}
+"""Another category of CO3D."""
 KL: Dict[str, Any] = {"pipeline.model.schedule.gaussian": (LossTerm("kl", 0.1),)}
 """Features are pulled towards the standard normal, from the first step."""
 NO_GAN: Dict[str, Any] = {"pipeline.model.schedule.adversarial.loss": "none"}

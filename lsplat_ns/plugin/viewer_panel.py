@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.viewer_elements import ViewerControl
 
 from lsplat_ns.errors import ConfigError, LsplatError
@@ -51,8 +50,6 @@ class ViewerPanel(ViewerControl):
                 f"error: {ConfigError(f'port {wanted} is in use; choose another with --viewer.websocket-port')}"
             )
         super()._setup(viewer)
-        if viewer.trainer is None:
-            self._warm_up()
         gui = viewer.viser_server.gui
         with gui.add_folder("latentSplat"):
             self._scene_text = gui.add_text("Scene", initial_value=self._scene_name(), hint="Scene id or number")
@@ -71,14 +68,6 @@ class ViewerPanel(ViewerControl):
         self._step_buttons.on_click(lambda _: self._step(1 if self._step_buttons.value == "next" else -1))
         self._mode.on_update(lambda _: self._redraw())
         self._seed.on_update(lambda _: self._redraw())
-
-    def _warm_up(self) -> None:
-        """Compile before the first browser waits for it."""
-        scene = self.model.active_scene
-        if self.model.config.acceleration != "compiled" or self.model.device.type != "cuda" or scene is None:
-            return
-        with CONSOLE.status("Compiling, a minute or two the first time (--pipeline.model.acceleration mixed skips it)"):
-            self.model.get_outputs_for_camera(scene.nerfstudio_cameras(scene.choice.context[:1]))
 
     def should_decode(self) -> bool:
         """Whether the next frame is worth decoding: always, unless the camera moves in a slow viewer."""

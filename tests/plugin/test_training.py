@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import step_losses
-from lsplat_ns.plugin import optimizers
+from lsplat_ns.plugin import datamanager, optimizers
 from lsplat_ns.plugin import trainer as module
 from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.recipes import tiny_trainer
@@ -133,6 +134,38 @@ def test_every_parameter_groups_rate_is_logged(rooms: Path, tmp_path: Path) -> N
     assert rates["learning_rate/discriminator"] == 1e-4 and rates["learning_rate/generator"] == pytest.approx(3.96e-5)
 
 
+def test_the_share_of_time_spent_waiting_for_data_is_logged_and_said_once_where_it_is_long(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "STEPS_TIMED", 2)
+    trainer = trainer_of(config_of(rooms, tmp_path))
+    seconds = {"now": 0.0, "loading": 50.0, "learning": 3.0}
+    clock = SimpleNamespace(perf_counter=lambda: seconds["now"])
+    read, learn = datamanager.training_batches, trainer.pipeline.model.forward
+
+    def loading(*given: object, **options: object) -> Iterator[object]:
+        for batch in read(*given, **options):
+            seconds["now"] += seconds["loading"]
+            yield batch
+
+    def learning(*given: object, **options: object) -> object:
+        seconds["now"] += seconds["learning"]
+        return learn(*given, **options)
+
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(datamanager, "time", clock)
+    monkeypatch.setattr(datamanager, "training_batches", loading)
+    monkeypatch.setattr(trainer.pipeline.model, "forward", learning)
+    assert "data/waiting" not in iterate(trainer, 0)  # starting the loader is no waiting
+    shares = []
+    for step, loading_time in enumerate((1.0, 1.0, 0.0, 0.0), start=1):
+        seconds["loading"] = loading_time
+        shares.append(iterate(trainer, step)["data/waiting"])
+    assert shares == pytest.approx([1 / 4, 1 / 4, 1 / 7, 0])
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("Training waits for data 25% of its time") == said.count("waits for data") == 1
+
+
 # ---------------------------------------------------------------------------------- gradients that are not finite
 
 
@@ -233,7 +266,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(
 LAST = 11
 OPTIONS = (
     "--max-num-iterations", LAST + 1, "--steps-per-save", 1, "--save-only-latest-checkpoint", "False",
-    "--vis", "tensorboard", "--experiment-name", "x", "--pipeline.datamanager.num-workers", 1,
+    "--vis", "tensorboard", "--experiment-name", "x", "--pipeline.datamanager.num-workers", 2,
     "--pipeline.model.schedule.combined.0.starts-at-step", 2,
     "--pipeline.model.schedule.adversarial.starts-at-step", 4,
 )  # fmt: skip

@@ -36,7 +36,7 @@ class MakeScenesConfig:
     frames: int = 60
     """Frames per scene."""
     size: tuple[int, int] = (256, 256)
-    """Height and width in pixels. CO3D training skips images that are not larger than its crop: take 288 for 256."""
+    """Height and width in pixels."""
     seed: int = 0
     """Another seed, other scenes."""
     workers: int = 0
