@@ -113,16 +113,45 @@ def choose_context(world_from_camera: Tensor, intrinsics_norm: Tensor, count: in
     frames = _thinned(len(world_from_camera))
     poses = world_from_camera[frames]
     table = compare_pairs(poses, intrinsics_norm[frames], scene_distance(world_from_camera))
-    first, second = divmod(_first_largest(table.score.flatten()), len(frames))
-    chosen = sorted((first, second))
-    while len(chosen) < min(count, len(frames)):
+    chosen = sorted(divmod(_first_largest(table.score.flatten()), len(frames)))
+    return tuple(frames[i] for i in _extended(table, chosen, count))
+
+
+def extend_context(
+    world_from_camera: Tensor, intrinsics_norm: Tensor, chosen: tuple[int, ...], count: int
+) -> tuple[int, ...]:
+    """Chosen frames, and further ones: frame by frame what shows most that none of them shows, up to ``count``.
+
+    A further frame must make a good pair with one before it; where none does, fewer frames are returned. A single
+    chosen frame is joined by the best partner it has, good or not.
+
+    Args:
+        world_from_camera: [n, 4, 4], any units, few enough to compare all of them.
+        intrinsics_norm: [n, 3, 3].
+        chosen: At least one frame.
+        count: Number of frames wanted in all.
+
+    Raises:
+        SceneDataError: If all cameras stand at one place.
+    """
+    table = compare_pairs(world_from_camera, intrinsics_norm, scene_distance(world_from_camera))
+    chosen = list(chosen)
+    if len(chosen) == 1:
+        chosen.append(_first_largest(table.score[chosen[0]]))
+    return tuple(_extended(table, chosen, count))
+
+
+def _extended(table: PairTable, chosen: list[int], count: int) -> list[int]:
+    """The chosen frames, and those that show most that is new, up to ``count``."""
+    chosen = list(chosen)
+    while len(chosen) < min(count, len(table.overlap)):
         known = table.overlap[:, chosen].amax(1)  # what a frame shares with the chosen one that is most alike
         good = (table.score[:, chosen] > 1).any(1)
         good[chosen] = False
         if not good.any():
             break
         chosen.append(_first_largest(torch.where(good, -known.round(decimals=4), -torch.inf)))
-    return tuple(frames[i] for i in chosen)
+    return chosen
 
 
 def _first_largest(values: Tensor) -> int:

@@ -44,6 +44,7 @@ class CaptureRecord:
     image_files: tuple[Path, ...]  # one per frame of the video
     dataparser_transform: Tensor  # [3, 4], from the capture's original frame
     dataparser_scale: float  # applied after the transform
+    generated: frozenset[int] = frozenset()  # frames that are no photos
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,15 @@ class ActiveScene:
         views = read_views(self.video, frames, self.preparation.image_size)
         numbers = pair_up(views.cameras.world_from_camera[0], views.cameras.intrinsics_norm[0])
         scales = [network_scale(self.video, tuple(frames[i] for i in pair), self.preparation) for pair in numbers]
-        return tuple(
-            ScenePair(
-                views=self._bounded(views.select(list(pair)), scale),
-                scale=scales[0] / scale,
-                new_views=(0, 1) if number == 0 else (1,),
-            )
-            for number, (pair, scale) in enumerate(zip(numbers, scales, strict=True))
-        )
+        generated = [self.capture is not None and frame in self.capture.generated for frame in frames]
+        found = []
+        for number, (pair, scale) in enumerate(zip(numbers, scales, strict=True)):
+            both = self._bounded(views.select(list(pair)), scale)
+            new = (0, 1) if number == 0 else (1,)
+            for kind in sorted({generated[pair[i]] for i in new}):  # photos before generated views
+                of_kind = tuple(i for i in new if generated[pair[i]] == kind)
+                found.append(ScenePair(both, scales[0] / scale, of_kind, kind))
+        return tuple(found)
 
     def _bounded(self, views: Views, scale: float) -> Views:
         """Views in units of their own baseline, with the bounds that follow from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -114,7 +115,7 @@ def video_from_dataparser(dataparser: DataParser) -> PosedVideo:
     Raises:
         SceneDataError: If the dataparser cannot read the capture, or it holds no two photos from different places.
     """
-    return _read(dataparser)[0]
+    return read_capture(dataparser)[0]
 
 
 def active_scene_from_dataparser(
@@ -128,7 +129,7 @@ def active_scene_from_dataparser(
     Raises:
         SceneDataError: If the capture cannot be read, a stated frame does not exist, or no pair can be used.
     """
-    video, record = _read(dataparser)
+    video, record = read_capture(dataparser)
     context = _context(video, preparation, config)
     video.check_frames(context)
     others = tuple(i for i in range(len(video)) if i not in context)
@@ -155,7 +156,8 @@ def _context(video: PosedVideo, preparation: PreparationConfig, config: CaptureC
     return choose_context(video.world_from_camera, intrinsics, config.num_context_views)
 
 
-def _read(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
+def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
+    """As :func:`video_from_dataparser`, with what nerfstudio knows of the capture besides."""
     data = Path(dataparser.config.data)
     if not data.exists():
         raise SceneDataError(f"no data at {data}; pass a folder that {type(dataparser).__name__} can read with --data")
@@ -175,7 +177,19 @@ def _read(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
         read_image=lambda frame: photos[frame].picture(),
         read_size=lambda frame: photos[frame].picture_size(),
     )
-    return video, CaptureRecord(tuple(photo.file for photo in photos), transform, scale)
+    files = tuple(photo.file for photo in photos)
+    known = generated_files(data)
+    generated = frozenset(number for number, file in enumerate(files) if file.resolve() in known)
+    return video, CaptureRecord(files, transform, scale, generated)
+
+
+def generated_files(data: Path) -> frozenset[Path]:
+    """Pictures of a capture that a network generated: frames with ``"generated": true`` in its transforms.json."""
+    file = data / "transforms.json" if data.is_dir() else data
+    if file.suffix != ".json" or not file.is_file():
+        return frozenset()
+    frames = json.loads(file.read_text()).get("frames", [])
+    return frozenset((file.parent / frame["file_path"]).resolve() for frame in frames if frame.get("generated") is True)
 
 
 def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
