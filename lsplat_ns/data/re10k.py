@@ -12,7 +12,7 @@ import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -199,10 +199,13 @@ def _open_chunk(path: Path, size: int, modified_ns: int) -> list[dict]:
 def scene_video(scene: dict, path: Path) -> PosedVideo:
     """A scene of :func:`read_chunk` (of the file at ``path``) as a video. Raises SceneDataError where it is broken."""
     try:
-        key, rows, images = str(scene["key"]), scene["cameras"], list(scene["images"])
+        key, rows, images = str(scene["key"]), scene["cameras"], scene["images"]
     except (KeyError, TypeError):
         raise SceneDataError(f"a scene of {path} lacks key, cameras or images") from None
-    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != 18 or len(rows) != len(images):
+    if not isinstance(images, list):
+        raise SceneDataError(f"the images of scene {key} of {path} are a {type(images).__name__}, not a list")
+    numbers = isinstance(rows, Tensor) and rows.is_floating_point() and rows.layout == torch.strided
+    if not numbers or rows.is_meta or rows.ndim != 2 or rows.shape[1] != 18 or len(rows) != len(images):
         raise SceneDataError(
             f"scene {key} of {path} needs one row of 18 camera numbers for each of its {len(images)} images"
         )
@@ -227,6 +230,7 @@ class _Frames:
 
     where: str
     files: list[Tensor]
+    _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # of headers read so far
 
     def read_image(self, frame: int) -> np.ndarray:
         """The image uint8 [height, width, 3]. Raises SceneDataError where it is broken."""
@@ -242,13 +246,17 @@ class _Frames:
             raise SceneDataError(f"frame {frame} of {self.where} is cut short or damaged; download it again") from None
 
     def read_size(self, frame: int) -> tuple[int, int]:
-        """(height, width) from the header."""
-        image = self._open(frame)
-        return image.height, image.width
+        """(height, width) from the header, which is read once."""
+        if frame not in self._sizes:
+            image = self._open(frame)
+            self._sizes[frame] = image.height, image.width
+        return self._sizes[frame]
 
     def _open(self, frame: int) -> Image.Image:
         try:
-            data = self.files[frame].numpy().tobytes()
-            return Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+            file = self.files[frame]
+            if not file.is_contiguous():  # may pretend to be far longer than what is stored
+                raise TypeError
+            return Image.open(io.BytesIO(file.numpy().tobytes()), formats=IMAGE_FORMATS)
         except (OSError, AttributeError, TypeError, RuntimeError, SyntaxError, Image.DecompressionBombError):
             raise SceneDataError(f"frame {frame} of {self.where} is not a readable image; download it again") from None

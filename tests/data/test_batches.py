@@ -13,7 +13,13 @@ from lsplat_ns.data.batches import PreparationConfig, collate, make_byte_example
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.re10k import Re10kSplit, read_chunk, scene_video
 from lsplat_ns.data.transforms import byte_tensor, rescale_and_crop
-from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig, read_evaluation_index, sample_views
+from lsplat_ns.data.view_sampling import (
+    FrameChoice,
+    ViewSamplingConfig,
+    read_evaluation_index,
+    sample_bounded,
+    sample_views,
+)
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.scene import SceneBatch
 
@@ -58,6 +64,15 @@ def test_units_are_kept_where_the_baseline_is_not_normalised() -> None:
     video = video_of(PARITY / "golden" / "data" / "re10k", "bbbb000000000001", "test")
     example = make_example(video, FrameChoice((5, 30), (0, 10, 17, 42)), PreparationConfig(baseline_to_one=False))
     check(case, 0, example)
+
+
+def test_test_windows_equal_the_recorded_one() -> None:
+    case = recording("ls_data_re10k_bounded_test")
+    (expected,) = case.meta["examples"]
+    video = video_of(PARITY / "golden" / "data" / "re10k", expected["scene"], "test")
+    choice = sample_bounded(len(video), ViewSamplingConfig(), stage="test")
+    assert (list(choice.context), list(choice.target)) == (expected["context"], expected["target"])
+    check(case, 0, make_example(video, choice, PreparationConfig()))
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,13 @@ def test_a_picture_is_the_image(tmp_path: Path) -> None:
     assert video.read_size(2) == video.read_image(2).shape[:2] == (36, 64)
 
 
+def test_a_header_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = Re10kSplit.open(write(tmp_path / "d", {"0.torch": [scene("a")]}), "train").read_scene("a")
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *given, **options: opened.append(1) or original(*given, **options))
+    assert [video.read_size(2) for _ in range(3)] == [(36, 64)] * 3 and len(opened) == 1
+
+
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
@@ -133,7 +140,10 @@ def test_a_scene_that_the_index_misplaces_is_named(tmp_path: Path) -> None:
         (lambda s: s.update(cameras=s["cameras"][:, :17]), "one row of 18 camera numbers"),
         (lambda s: s.update(cameras=s["cameras"][:4]), "one row of 18 camera numbers"),
         (lambda s: s.update(cameras="none"), "one row of 18 camera numbers"),
-        (lambda s: s.update(images=7), "lacks key, cameras or images"),
+        (lambda s: s.update(cameras=s["cameras"].to_sparse()), "one row of 18 camera numbers"),
+        (lambda s: s.update(cameras=s["cameras"].to("meta")), "one row of 18 camera numbers"),
+        (lambda s: s.update(cameras=s["cameras"].long()), "one row of 18 camera numbers"),
+        (lambda s: s.update(images=torch.zeros(1).expand(10**12)), "are a Tensor, not a list"),
         (lambda s: s.pop("images"), "lacks key, cameras or images"),
         (lambda s: s["cameras"].__setitem__((2, 7), float("nan")), "frame 2, has a camera with NaN"),
         (lambda s: s["cameras"].__setitem__((3, 0), float("inf")), "frame 3, has a camera with NaN or infinite"),
@@ -164,6 +174,7 @@ def test_a_broken_scene_is_explained_and_the_others_are_read(tmp_path: Path, dam
         torch.zeros(0, dtype=torch.uint8),
         torch.arange(99, dtype=torch.uint8),
         torch.tensor(list(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), dtype=torch.uint8),
+        torch.zeros(1, dtype=torch.uint8).expand(10**13),  # a few bytes in the chunk
         "no tensor",
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from damage import cut_in_half, plant_code
 from re10k_chunks import scene, write
 
 from lsplat_ns.data.batches import PreparationConfig, make_example
@@ -84,6 +85,17 @@ def test_another_seed_or_rank_gives_other_examples(many: Path) -> None:
     assert drawn(seed=1) == first
     assert drawn(seed=2) != first
     assert drawn(seed=1, rank=1, world_size=2) != drawn(seed=1, rank=0, world_size=2)
+
+
+def test_readers_of_one_scene_draw_frames_and_noise_of_their_own(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", {"0.torch": [scene("a")]})
+    ranks = [stream(root, rank=rank, world_size=2) for rank in (0, 1)]
+    first, second = ([made[step].frames.tolist() for step in range(8)] for made in ranks)
+    lanes = stream(root, lanes=2)
+    even, odd = ([lanes[2 * turn + lane].frames.tolist() for turn in range(8)] for lane in (0, 1))
+    for one, other in ((first, second), (even, odd)):
+        assert sum(a == b for a, b in zip(one, other, strict=True)) < 6
+    assert len({made.noise_seed(step) for made in ranks for step in range(8)}) == 16
 
 
 def test_a_stream_survives_the_way_into_a_spawned_process(many: Path) -> None:
@@ -200,21 +212,23 @@ def test_ctrl_c_does_not_end_loader_processes(many: Path) -> None:
 
 
 def damaged_data(root: Path) -> Path:
-    """Six scenes that cannot be used, each for its reason, a chunk cut in half, and two good scenes."""
+    """Six scenes that cannot be used, each for its reason, a chunk cut in half, one with code, and two good scenes."""
     cut, wide, pixels = scene("cut"), scene("wide"), scene("pixels")
     cut["images"] = [image[: len(image) // 2] for image in cut["images"]]
     wide["cameras"][:, 0] = 0.3
     pixels["cameras"][:, :4] *= 64
     bad = [scene("short", frames=1), scene("still", step=0.0), scene("tiny", size=(20, 64)), wide, cut, pixels]
-    write(root, {"0.torch": bad, "1.torch": [scene("good"), scene("fine")], "2.torch": [scene("lost")]})
-    chunk = root / "train" / "2.torch"
-    chunk.write_bytes(chunk.read_bytes()[: chunk.stat().st_size // 2])
+    good = [scene("good"), scene("fine")]
+    write(root, {"0.torch": bad, "1.torch": good, "2.torch": [scene("lost")], "3.torch": [scene("coded")]})
+    cut_in_half(root / "train" / "2.torch")
+    plant_code(root / "train" / "3.torch", root / "executed")
     return root
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unusable_examples_are_counted_by_reason_and_the_rest_is_used(tmp_path: Path, workers: int) -> None:
-    made = stream(damaged_data(tmp_path / "d"), batch_size=3, lanes=max(1, workers))
+    root = damaged_data(tmp_path / "d")
+    made = stream(root, batch_size=3, lanes=max(1, workers))
     used, skipped = set(), Counter()
     for batch in itertools.islice(training_batches(made, num_workers=workers), 12):
         used |= set(batch.scenes)
@@ -222,6 +236,7 @@ def test_unusable_examples_are_counted_by_reason_and_the_rest_is_used(tmp_path: 
         skipped.update(batch.skips.skipped)
     assert used == {"good", "fine"}
     assert set(skipped) == {"too short", "no baseline", "image size", "field of view", "broken"}
+    assert not (root / "executed").exists()
 
 
 def test_messages_name_scene_and_cause(tmp_path: Path) -> None:
