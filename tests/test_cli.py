@@ -24,7 +24,7 @@ def commands_in_readme() -> list[list[str]]:
 
 
 def options_by_subcommand(words: list[str]) -> dict[tuple[str, ...], list[str]]:
-    """The options of a command line under the (sub)command that takes them; a dataparser takes those behind its name."""
+    """A command line's options by the (sub)command that takes them; a dataparser takes those behind its name."""
     subcommand = tuple(words[:2]) if len(words) > 1 and not words[1].startswith("-") else (words[0],)
     options: dict[tuple[str, ...], list[str]] = {subcommand: []}
     for word in words:
