@@ -5,28 +5,28 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 
 import torch
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import profiler
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import track
+from rich.markup import escape
+from rich.progress import Progress
 from torch.nn import Parameter
 
-from lsplat_ns.data.batches import make_example
-from lsplat_ns.data.view_sampling import FrameChoice
-from lsplat_ns.errors import CheckpointMismatch, MissingWeights, SceneDataError
-from lsplat_ns.evaluation.protocol import EntryScore, average, score_entry
-from lsplat_ns.fusion import predict_scene
-from lsplat_ns.losses import PerceptualDistance
-from lsplat_ns.plugin.active_scene import ActiveScene
-from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
+from lsplat_ns.errors import CheckpointMismatch
+from lsplat_ns.evaluation.entries import Entry, EvaluationData
+from lsplat_ns.evaluation.evaluate import Evaluation, evaluate_entries, finish
+from lsplat_ns.evaluation.metrics import find_image_metrics
+from lsplat_ns.evaluation.protocol import OURS
+from lsplat_ns.evaluation.results import EvaluationFolder, flat_results
+from lsplat_ns.plugin.datamanager import ContextChoice, LatentSplatDataManager, LatentSplatDataManagerConfig
+from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.loading import model_state
 from lsplat_ns.plugin.model import LatentSplatModel, LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LR_FACTOR
 from lsplat_ns.plugin.trainer import checkpoint_steps, one_line_errors
-from lsplat_ns.scene import SceneBatch, VariationalGaussians
 
 
 @dataclass
@@ -72,20 +72,23 @@ class LatentSplatPipeline(VanillaPipeline):
         if training:
             self.model.prepare_training()
         self.model.set_scene(self.datamanager.scene)
-        self.model.viewer_control.on_scene_wanted = self.set_scene
-        self.model.viewer_control.scene_ids = self.datamanager.scene_ids
+        self.model.viewer_control.pipeline = self
         if local_rank == 0:
             self.datamanager.announce()
 
-    def set_scene(self, scene: str, context: Optional[Tuple[int, int]] = None) -> None:
-        """Show another scene in every tool: predict it, and remember it beside the run.
+    def set_scene(self, scene: str, context: ContextChoice = None) -> None:
+        """Show another scene in every tool, and remember it beside the run.
+
+        Args:
+            scene: Id or number.
+            context: Frames that the network sees, or "auto" for the pair with the best overlap.
 
         Raises:
-            SceneDataError: If there is no such scene; the one before stays.
+            SceneDataError: If there is no such scene or frame, or nothing can be predicted; the one before stays.
         """
-        self.datamanager.load_scene(scene, context)
-        self.model.set_scene(self.datamanager.scene)
-        self.model.prediction()
+        prediction = self.model.predict(self.datamanager.find_scene(scene, context))
+        self.datamanager.show(prediction.scene)
+        self.model.show(prediction)
 
     # ------------------------------------------------------------------------------------------------- training
 
@@ -133,10 +136,12 @@ class LatentSplatPipeline(VanillaPipeline):
         """Losses on the active scene's target views."""
         self.eval()
         batch, _ = self.datamanager.next_eval(step)
-        with torch.no_grad():
-            score = self._score(batch, seed=0, scene=self.datamanager.scene)
+        scene = self.datamanager.scene
+        data = ActiveSceneData(scene, self.model.network)
+        evaluation = Evaluation(self.model.network, data, find_image_metrics(), self._draws, yardsticks=False)
+        score = evaluation.score(Entry(scene.name, scene.choice), batch)
         self.train()
-        metrics = {name: values.mean() for name, values in score.metrics.items()}
+        metrics = {name: values.mean() for name, values in score.metrics[OURS].items()}
         mse = (score.images.to(batch.target.image) - batch.target.image[0]).square().mean()
         return {}, {"mse": mse}, metrics
 
@@ -156,66 +161,45 @@ class LatentSplatPipeline(VanillaPipeline):
     @profiler.time_function
     def get_average_eval_image_metrics(
         self, step: Optional[int] = None, output_path: Optional[Path] = None, get_std: bool = False
-    ) -> Dict[str, float]:
+    ) -> Dict[str, Any]:
         """Metrics over all entries of the evaluation index, or over the active scene where there is none.
 
         Args:
             step: Not used.
             output_path: Folder for the decoded views, as ``<scene>/<left>_<right>/color/<frame>.png``.
-            get_std: Whether to add standard deviations over entries.
+            get_std: Whether to add everything else that ``lsplat evaluate`` measures: standard deviations over
+                entries, FID and KID, kinds of targets, scenes, times, and what was left out and why.
         """
         self.eval()
-        entries = list(self._evaluation_entries())
-        scores: List[EntryScore] = []
-        for number, (scene, choice) in enumerate(track(entries, description="Evaluating", transient=True)):
-            active = self.datamanager.scene
-            shown = active if choice is active.choice else None
-            try:
-                if shown is not None:
-                    example = shown.example(choice.target)
-                else:
-                    video = active.video if scene == active.name else self.datamanager.dataparser.read_scene(scene)
-                    example = make_example(video, choice, self.config.datamanager.preparation)
-            except SceneDataError as error:
-                CONSOLE.print(f"[yellow]Skipped scene {scene}: {error}")
-                continue
-            scores.append(self._score(example.to(self.device), seed=number, scene=shown))
-            if output_path is not None:
-                _save_images(scores[-1], output_path)
+        data = self._evaluation_data()
+        evaluation = Evaluation(self.model.network, data, find_image_metrics(), self._draws, yardsticks=get_std)
+        with tempfile.TemporaryDirectory(prefix="lsplat-eval-") as scratch, one_line_errors():
+            folder = EvaluationFolder(Path(scratch), {"index": data.index}, pictures=output_path)
+            with Progress(console=CONSOLE, transient=True) as progress:
+                task = progress.add_task("Evaluating", total=len(data.entries))
+                outcome = evaluate_entries(
+                    evaluation, folder, truths=get_std, on_entry=lambda done, _: progress.update(task, completed=done)
+                )
+            if not outcome.finished:
+                raise KeyboardInterrupt
+            summary = finish(evaluation, outcome, distances=get_std)
         self.train()
-        if not scores:
-            raise SystemExit("error: no entry of the evaluation index could be evaluated")
-        result = average(scores)
-        return result if get_std else {name: value for name, value in result.items() if not name.endswith("_std")}
+        for name, reason in outcome.skipped.items():
+            CONSOLE.print(f"[yellow]Skipped {escape(name)}: {escape(reason)}")
+        return flat_results(summary, everything=get_std)
 
-    def _evaluation_entries(self) -> Iterator[Tuple[str, FrameChoice]]:
+    @property
+    def _draws(self) -> int:
+        return 0 if self.config.evaluation == "mode" else 1
+
+    def _evaluation_data(self) -> EvaluationData:
+        """The evaluation index, or the active scene where there is none or the options name a scene."""
         datamanager = self.datamanager
-        explicit = getattr(datamanager.config.dataparser, "scene", None) is not None
-        if datamanager.has_many_scenes and not explicit:
-            index = datamanager.dataparser.evaluation_choices()
-            known = set(datamanager.scene_ids())
-            entries = [(scene, choice) for scene, choices in index.items() if scene in known for choice in choices]
-            if entries:
-                yield from entries
-                return
-        yield datamanager.scene.name, datamanager.scene.choice
-
-    def _score(self, example: SceneBatch, seed: int, scene: Optional[ActiveScene] = None) -> EntryScore:
-        """Score an example; one of the active scene as that is shown, fused from its pairs of context views."""
-        lpips = None
-        try:
-            lpips = PerceptualDistance().per_image
-        except MissingWeights:
-            pass  # the metric is simply absent; `lsplat doctor` says what is missing
-        deterministic = self.config.evaluation == "mode"
-        network, encode = self.model.network, None
-        if scene is not None and len(scene.pairs) > 1:
-            pairs = [pair.to(self.device) for pair in scene.pairs]
-
-            def encode(generator: torch.Generator) -> VariationalGaussians:
-                return predict_scene(network, pairs, deterministic=deterministic, generator=generator).gaussians
-
-        return score_entry(network, example, seed=seed, deterministic=deterministic, lpips=lpips, encode=encode)
+        if datamanager.has_many_scenes and datamanager.dataparser.config.scene is None:
+            indexed = indexed_scenes(datamanager.dataparser, self.config.datamanager.preparation)
+            if indexed is not None:
+                return indexed
+        return ActiveSceneData(datamanager.scene, self.model.network)
 
 
 def _check_run(run_dir: Optional[Path]) -> None:
@@ -227,15 +211,6 @@ def _check_run(run_dir: Optional[Path]) -> None:
         raise CheckpointMismatch(
             f"no checkpoint in {folder}; train first (ns-train), or start this tool in the folder that training ran in"
         )
-
-
-def _save_images(score: EntryScore, output_path: Path) -> None:
-    from torchvision.utils import save_image
-
-    folder = output_path / score.scene / "_".join(str(frame) for frame in sorted(score.context)) / "color"
-    folder.mkdir(parents=True, exist_ok=True)
-    for frame, image in zip(score.target, score.images, strict=True):
-        save_image(image, folder / f"{frame:06d}.png")
 
 
 def make_ffmpeg_visible() -> None:

@@ -1,0 +1,57 @@
+"""``lsplat compare``: two runs on the same entries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lsplat_ns.evaluation.comparison import Comparison, table_rows, write_comparison, write_numbers
+from lsplat_ns.evaluation.results import SUMMARY
+from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
+
+
+def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> Comparison:
+    """Put two runs side by side: evaluate each where that has not been done, and write a page.
+
+    Args:
+        a: Run folder, its config.yml, or the folder of an evaluation.
+        b: The same of the other one.
+        output: Folder to make; evaluations of runs go into ``a`` and ``b`` below it.
+        options: For runs that are to be evaluated.
+
+    Raises:
+        LsplatError: As :func:`evaluate_run`; ConfigError if the two share no entry.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    folders = tuple(_evaluated(run, output / name, options) for run, name in ((a, "a"), (b, "b")))
+    comparison = Comparison.of(*folders)
+    names = _names(a, b)
+    page = output / "index.html"
+    write_comparison(comparison, page, names, options.illustrated)
+    write_numbers(comparison, output / "comparison.json")
+    table = Table(title=f"A: {names[0]}    B: {names[1]}    {len(comparison.pairs)} entries")
+    for column in ("", "A", "B", "B − A", "95 % interval", "B better in"):
+        table.add_column(column, justify="right" if column else "left")
+    for row in table_rows(comparison):
+        table.add_row(*(row[key] for key in ("label", "a", "b", "difference", "interval", "wins")))
+    Console().print(table)
+    for warning in comparison.warnings:
+        print(f"Note: {warning}")
+    print(f"Report: {page}")
+    return comparison
+
+
+def _evaluated(run: Path, output: Path, options: EvaluationOptions) -> Path:
+    if (run / SUMMARY).is_file():
+        return run
+    evaluate_run(run, output, options)
+    return output
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Short names that differ."""
+    names = [path.resolve().parent if path.suffix == ".yml" else path.resolve() for path in (a, b)]
+    if names[0].name != names[1].name:
+        return names[0].name, names[1].name
+    return str(a), str(b)
