@@ -10,6 +10,7 @@ import tyro
 
 from lsplat_ns.data.evaluation_rule import EvaluationIndexConfig
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.plugin.generate_options import GenerateOptions
 
 
 @dataclass
@@ -273,6 +274,100 @@ class Reconstruct:
 
 
 @dataclass
+class Evaluate:
+    """Score a run over an evaluation index as published, and write numbers, pictures and an HTML report.
+
+    Results are written scene by scene; after Ctrl-C the same command goes on. Metrics whose weights are not on this
+    machine are named and left out.
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder, or its config.yml."""
+    output: Path
+    """Folder for the report (index.html), summary.json, results.jsonl and images/."""
+    index: Optional[Path] = None
+    """Evaluation index (JSON); by default the one that belongs to the data."""
+    data: Optional[Path] = None
+    """Dataset to evaluate on; by default the run's."""
+    sample: int = 1
+    """Draws of everything random per entry, over which metrics are averaged; the papers draw once. 0 takes modes."""
+    seed: int = 0
+    """Seed of the draws; each entry derives its own."""
+    illustrated: int = 24
+    """Scenes, evenly spread, that get a page with pictures, depth, uncertainty and cameras."""
+    video: Tuple[Literal["interpolation", "wobble", "fly-through"], ...] = ()
+    """Camera paths of the original's validation to film in the illustrated scenes."""
+    most_entries: Optional[int] = None
+    """Evaluate at most this many entries, evenly spread."""
+    fid: bool = True
+    """Measure FID and KID, too, where Inception's weights are on this machine."""
+
+    def run(self) -> int:
+        """Evaluate, print the table and say where the report is."""
+        from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
+
+        options = EvaluationOptions(
+            self.index,
+            self.data,
+            self.sample,
+            self.seed,
+            illustrated=self.illustrated,
+            video=self.video,
+            most_entries=self.most_entries,
+            distances=self.fid,
+        )
+        evaluate_run(self.run_folder, self.output, options)
+        return 0
+
+
+@dataclass
+class Compare:
+    """Put two runs side by side, entry by entry: differences with intervals, plots and pictures.
+
+    Runs are evaluated first (Ctrl-C and the same command go on); folders of lsplat evaluate are taken as they are.
+    """
+
+    run_a: tyro.conf.Positional[Path]
+    """Run folder, its config.yml, or the folder of an evaluation."""
+    run_b: tyro.conf.Positional[Path]
+    """The same of the other one."""
+    output: Path
+    """Folder for the page (index.html), comparison.json, and the evaluations of runs."""
+    index: Optional[Path] = None
+    """Evaluation index (JSON) for both runs; by default the one that belongs to each run's data."""
+    data: Optional[Path] = None
+    """Dataset to evaluate both on; by default each run's."""
+    illustrated: int = 12
+    """Entries shown in pictures, those that differ most; also scenes illustrated in the evaluations."""
+    most_entries: Optional[int] = None
+    """Evaluate at most this many entries, evenly spread."""
+
+    def run(self) -> int:
+        """Evaluate what is missing, compare, print the table."""
+        from lsplat_ns.plugin.comparing import compare_runs
+        from lsplat_ns.plugin.evaluating import EvaluationOptions
+
+        options = EvaluationOptions(self.index, self.data, illustrated=self.illustrated, most_entries=self.most_entries)
+        compare_runs(self.run_a, self.run_b, self.output, options)
+        return 0
+
+
+@dataclass
+class Generate(GenerateOptions):
+    """Generate views by MV-LDM from a scene's frame or a photo: PNG frames, video, contact sheet, transforms.json.
+
+    Shows the time left; after Ctrl-C the same command goes on. Any nerfstudio method trains on the folder.
+    """
+
+    def run(self) -> int:
+        """Generate, say what was written, lift."""
+        from lsplat_ns.plugin.generate_command import run_generate
+
+        run_generate(self, None if self.size is None else _parse_size(self.size))
+        return 0
+
+
+@dataclass
 class Bench:
     """Time the published model on this machine, beside what the original took on an H200. Random weights."""
 
@@ -351,6 +446,9 @@ Command = Union[
     Annotated[Import, tyro.conf.subcommand("import")],
     Annotated[Export, tyro.conf.subcommand("export")],
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")],
+    Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+    Annotated[Compare, tyro.conf.subcommand("compare")],
+    Annotated[Generate, tyro.conf.subcommand("generate")],
     Annotated[Bench, tyro.conf.subcommand("bench")],
     Annotated[BenchData, tyro.conf.subcommand("bench-data")],
     Annotated[BenchTraining, tyro.conf.subcommand("bench-training")],

@@ -22,8 +22,11 @@ class CheckpointMismatch(LsplatError):
     """A checkpoint's keys or shapes are not those of the model it is loaded into."""
 
 
-class ConfigError(LsplatError):
-    """Two options contradict each other, or a value is out of its range."""
+class ConfigError(LsplatError, ValueError):
+    """Two options contradict each other, or a value is out of its range.
+
+    A ValueError as well, so that option parsers show it as a mistake on the command line and not as a stack trace.
+    """
 
 
 class MissingExtra(LsplatError):

@@ -9,9 +9,10 @@ apart), and joined in the frame of the first one. The rule where pairs overlap:
   images), or where, seen from its own photo, the layers before it cover its pixel by less than half.
 
 So nothing is drawn twice, though two pairs never predict exactly the same depths, and what earlier photos could not see
-is filled. Real beats generated, and every Gaussian knows its layer and kind. Rules that compare depths (keep what lies
-behind, or before, an earlier photo's surface) were tried on demo rooms: with nearly exact depths they differ from this
-one by 0.1 dB, with those of a small network they are up to 0.6 dB worse.
+is filled. Real beats generated, and every Gaussian knows its layer and kind. Keeping everything, and rules that compare
+depths (keep what lies behind, or before, an earlier photo's surface), were tried on demo rooms and turntables: where
+depths are exact this rule is the best or within 0.1 dB of it; where they are noisy, or predicted by a small network,
+the others are better by 0.2 dB at most and worse by up to 2 dB.
 """
 
 from __future__ import annotations

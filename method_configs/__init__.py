@@ -19,6 +19,7 @@ Methods (``ns-train <name>``)
 | latentsplat-encode                | a capture through the networks of a run, without training        | a run       |
 | mvldm                             | MV-LDM as published: generates views, from Stable Diffusion 2.1  | a 40 GB GPU |
 | mvldm-tiny                        | the same code with small networks, 64x64, nothing pretrained     | a CPU       |
+| mvldm-latentsplat                 | generated views as a latentSplat scene, without training         | a run       |
 
 Dataparsers (``ns-train <method> <name>``)
 

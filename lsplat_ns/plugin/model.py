@@ -1,40 +1,28 @@
-"""The nerfstudio model: a feed-forward network that shows its active scene as Gaussians.
+"""The nerfstudio model: options, training and checkpoints. How it shows a scene is the other half, ``scene_model``."""
 
-It subclasses SplatfactoModel because six hard-coded type checks in nerfstudio's viewer, render and export code let only
-such models through; it shares no code with splatfacto's optimisation. Networks live in ``lsplat_ns.latentsplat``.
-"""
-
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 
 import torch
 import tyro
-from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
-from nerfstudio.data.scene_box import OrientedBox, SceneBox
+from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.base_model import Model, ModelConfig
-from nerfstudio.models.splatfacto import SplatfactoModel
 from nerfstudio.utils.rich_utils import CONSOLE
-from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
 from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lsplat_ns.acceleration import accelerate, prepare_training
-from lsplat_ns.checkpoints.exports import viewer_gaussians
 from lsplat_ns.checkpoints.pretrained import check_pretrained, load_pretrained
 from lsplat_ns.errors import ConfigError
-from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.losses import LossSchedule, PerceptualDistance
 from lsplat_ns.losses.objective import step_losses
 from lsplat_ns.losses.perceptual import locate_backbone
-from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
-from lsplat_ns.plugin.drawing import message_outputs, view_outputs, with_spread
 from lsplat_ns.plugin.loading import load_strictly
 from lsplat_ns.plugin.optimizers import FINE_TUNED
-from lsplat_ns.plugin.viewer_panel import ViewerPanel
-from lsplat_ns.scene import Cameras, Gaussians, SceneBatch, VariationalGaussians
+from lsplat_ns.plugin.scene_model import SceneModel
+from lsplat_ns.scene import SceneBatch
 
 
 @dataclass
@@ -53,6 +41,10 @@ class LatentSplatModelConfig(ModelConfig):
     """Show the mode of the predicted Gaussians and latents, or one draw of them."""
     scene_seed: int = 0
     """Seed of that draw; the same seed shows the same scene."""
+    scene_temperature: float = 1.0
+    """Factor of the noise in that draw; 0 leaves only the draw of depths."""
+    compare_seed: Optional[int] = None
+    """Adds the output difference: the scene as it is shown against the draw of this seed."""
     view_size: Optional[int] = None
     """Shorter side at which views are decoded before they are resized; by default that of training images."""
     refresh_every: int = 50
@@ -90,26 +82,8 @@ class LatentSplatModelConfig(ModelConfig):
             locate_backbone()
 
 
-@dataclass(frozen=True)
-class PredictedScene:
-    """An active scene with the Gaussians predicted for it, both in the network's frame."""
-
-    scene: ActiveScene
-    fused: FusedGaussians  # from one pair of context views, or several
-    gaussians: Gaussians  # the mode or a draw of it
-    shown: Gaussians  # the same with the spread of its features, as views are drawn
-
-    @property
-    def distribution(self) -> VariationalGaussians:
-        """The predicted distribution, without the layers it came in."""
-        return self.fused.gaussians
-
-
-class LatentSplatModel(SplatfactoModel):
-    """Trains latentSplat, and renders the active scene for any nerfstudio camera.
-
-    Scene tensors are plain attributes: they are no part of checkpoints and are not broadcast by DDP.
-    """
+class LatentSplatModel(SceneModel):
+    """Trains latentSplat; its other half, :class:`SceneModel`, shows the active scene."""
 
     config: LatentSplatModelConfig
 
@@ -126,14 +100,9 @@ class LatentSplatModel(SplatfactoModel):
         self.network = LatentSplat(self.config.network, discriminator=schedule.uses_discriminator)
         for part in self._frozen_parts():
             part.requires_grad_(False)
-        self.viewer_control = ViewerPanel(self)
         self.step = 0
-        self.background_color = torch.zeros(3)
         self._perceptual: Optional[PerceptualDistance] = None
-        self._scene: Optional[ActiveScene] = None
-        self._prediction: Optional[PredictedScene] = None
-        self._exported: Optional[Tuple[PredictedScene, Dict[str, Tensor]]] = None
-        self._predicted_at_step = 0
+        self.forget_scene()
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -208,56 +177,6 @@ class LatentSplatModel(SplatfactoModel):
         self._prediction = None
         return result
 
-    # -------------------------------------------------------------------------------------------- the active scene
-
-    def set_scene(self, scene: ActiveScene) -> None:
-        """Show another scene; it is predicted when first looked at."""
-        self._scene, self._prediction = scene, None
-
-    @property
-    def active_scene(self) -> Optional[ActiveScene]:
-        """The scene that is shown."""
-        return self._scene
-
-    def show_draw(self, mode: Literal["mode", "sample"], seed: int) -> None:
-        """Show the mode of the scene, or the draw of a seed."""
-        self.config.scene_mode, self.config.scene_seed, self._prediction = mode, seed, None
-
-    @torch.no_grad()
-    def prediction(self) -> Optional[PredictedScene]:
-        """The active scene's Gaussians, predicted when they are missing or older than ``refresh_every`` steps."""
-        if self._scene is None:
-            return None
-        current = self._prediction
-        stale = abs(self.step - self._predicted_at_step) >= self.config.refresh_every
-        if current is None or stale:
-            scene, step = self._scene, self.step
-            current = self._predict(scene)
-            # One assignment at the end: the viewer may interrupt this method at any line.
-            self._prediction, self._predicted_at_step = current, step
-        return current
-
-    def _predict(self, scene: ActiveScene) -> PredictedScene:
-        was_training = self.training
-        self.eval()
-        try:
-            sample = self.config.scene_mode == "sample"
-            generator = torch.Generator(self.device).manual_seed(self.config.scene_seed)
-            count = len(scene.pairs)
-            fused = predict_scene(
-                self.network,
-                [pair.to(self.device) for pair in scene.pairs],
-                step=self.step,
-                deterministic=not sample,
-                generator=generator,
-                on_pair=(lambda done: CONSOLE.print(f"Encoded pair {done} of {count}")) if count > 1 else None,
-            )
-            distribution = fused.gaussians
-            gaussians = distribution.sample(generator) if sample else distribution.mode()
-            return PredictedScene(scene, fused, gaussians, with_spread(gaussians, distribution.features))
-        finally:
-            self.train(was_training)
-
     @torch.no_grad()
     def accelerate(self) -> None:
         """Make inference faster, as configured. For tools that do not train: weights are copied.
@@ -273,71 +192,7 @@ class LatentSplatModel(SplatfactoModel):
             with CONSOLE.status("Compiling"):
                 prediction = self.prediction()
                 first = prediction.scene.context.cameras.select([0]).to(self.device)
-                self._view(prediction, prediction.shown, first, prediction.scene.preparation.image_size)
-
-    # ------------------------------------------------------------------------------------------------- rendering
-
-    @torch.no_grad()
-    def get_outputs_for_camera(
-        self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox] = None
-    ) -> Dict[str, Tensor]:
-        """Render one camera of any size.
-
-        Never raises: an exception would end the browser tab's render thread for good. Instead the picture says what is
-        wrong. Only the viewer's own interrupt passes.
-
-        Returns:
-            Tensors [height, width, channels]: rgb (decoded), rgb_splat, depth (z, nerfstudio units), accumulation,
-            uncertainty, latent (a fixed projection to colour).
-        """
-        try:
-            return self._outputs(camera, obb_box)
-        except IOChangeException:
-            raise
-        except Exception as error:
-            logging.getLogger(__name__).exception("rendering failed")
-            CONSOLE.print(f"[red]Rendering failed: {type(error).__name__}: {error}")
-            size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
-            return message_outputs(f"{type(error).__name__}: {error}", size, self.device)
-
-    def get_outputs(self, ray_bundle: NerfstudioCameras) -> Dict[str, Tensor]:
-        """The same; some nerfstudio code calls this name."""
-        return self.get_outputs_for_camera(ray_bundle)
-
-    def _outputs(self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox]) -> Dict[str, Tensor]:
-        prediction = self.prediction()
-        if prediction is None:
-            size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
-            return message_outputs("no scene is loaded", size, self.device)
-        cameras, size = network_camera(camera, prediction.scene, self.device)
-        shown = prediction.shown
-        if obb_box is not None:
-            shown = shown.select(obb_box.within(self.means).to(self.device))
-        return self._view(prediction, shown, cameras, size, decode=self.viewer_control.should_decode())
-
-    def _view(
-        self,
-        prediction: PredictedScene,
-        shown: Gaussians,
-        cameras: Cameras,
-        size: Tuple[int, int],
-        decode: bool = True,
-    ) -> Dict[str, Tensor]:
-        return view_outputs(
-            self.network,
-            shown,
-            cameras,
-            size,
-            short_side=self.config.view_size or min(prediction.scene.preparation.image_size),
-            decode=decode,
-            seed=self.config.scene_seed if self.config.scene_mode == "sample" else None,
-            units_per_network_unit=1.0 / prediction.scene.network_from_nerfstudio.scale,
-            background=self.background_color,
-        )
-
-    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
-        """Colour with accumulation as alpha [height, width, 4]."""
-        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+                self._view(prediction, prediction.shown, first, prediction.scene.preparation.image_size, decode=True)
 
     def get_image_metrics_and_images(
         self, outputs: Dict[str, Tensor], batch: Dict[str, Tensor]
@@ -353,47 +208,3 @@ class LatentSplatModel(SplatfactoModel):
             "img": torch.cat([truth, image], dim=1),
             "depth": apply_depth_colormap(outputs["depth"], outputs["accumulation"]),
         }
-
-    # -------------------------------------------------------------------------- what nerfstudio's exporter reads
-
-    @property
-    def gauss_params(self) -> Dict[str, Tensor]:
-        """The Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
-
-        means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3] and
-        features_rest [N, 15, 3] in the basis of other viewers.
-        """
-        prediction = self.prediction()
-        if prediction is None:
-            empty = torch.empty(0, 1, device=self.device)
-            widths = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "features_dc": 3}
-            params = {name: empty.expand(0, width) for name, width in widths.items()}
-            return {**params, "features_rest": torch.empty(0, 15, 3, device=self.device)}
-        if self._exported is None or self._exported[0] is not prediction:
-            self._exported = (prediction, self._splatfacto_params(prediction))
-        return self._exported[1]
-
-    @torch.no_grad()
-    def _splatfacto_params(self, prediction: PredictedScene) -> Dict[str, Tensor]:
-        to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
-        splats = viewer_gaussians(prediction.gaussians, to_nerfstudio, keep="all")
-        return {
-            "means": splats.means,
-            "scales": splats.log_scales,
-            "quats": splats.quaternions_wxyz,
-            "opacities": splats.opacity_logits[:, None],
-            "features_dc": splats.harmonics[:, :, 0],
-            "features_rest": splats.harmonics[:, :, 1:].mT.contiguous(),
-        }
-
-    @property
-    def colors(self) -> Tensor:
-        """View-independent colour [N, 3] in [0, 1]."""
-        from nerfstudio.models.splatfacto import SH2RGB
-
-        return SH2RGB(self.features_dc).clamp(0, 1)
-
-    @property
-    def shs_0(self) -> Tensor:
-        """Degree-0 harmonics [N, 3]."""
-        return self.features_dc

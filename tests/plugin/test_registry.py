@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 from conftest import call
+from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.configs.method_configs import all_methods
 
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.losses import LossTerm
 from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig
-from lsplat_ns.plugin.recipes import KL, tiny_networks, variant
+from lsplat_ns.plugin.recipes import KL, tiny_networks, tiny_trainer, variant
 
 METHODS = sorted(
     e.name for e in entry_points(group="nerfstudio.method_configs") if e.value.startswith("method_configs")
@@ -28,6 +29,9 @@ def test_entry_points_are_named_after_their_methods() -> None:
         "latentsplat",
         "latentsplat-tiny",
         "latentsplat-encode",
+        "mvldm",
+        "mvldm-tiny",
+        "mvldm-latentsplat",
         *(f"latentsplat-co3d-{category}{kl}" for category in ("hydrant", "teddybear") for kl in ("", "-kl")),
         *(f"latentsplat-co3d-hydrant-{name}" for name in ablations),
     }
@@ -53,10 +57,11 @@ def test_every_config_survives_yaml(method: str) -> None:
     config = all_methods[method]
     again = yaml.load(yaml.dump(config), Loader=yaml.Loader)
     assert yaml.dump(again) == yaml.dump(config)
-    if method == "latentsplat-encode":  # its networks are those of another run
+    if method in ("latentsplat-encode", "mvldm-latentsplat"):  # their networks are those of another run
         return
     assert again.pipeline.model.network == config.pipeline.model.network
-    assert again.pipeline.model.schedule == config.pipeline.model.schedule
+    if method.startswith("latentsplat"):  # MV-LDM has one loss, from the first step to the last
+        assert again.pipeline.model.schedule == config.pipeline.model.schedule
 
 
 @pytest.mark.parametrize("name", [m for m in METHODS if m.startswith("latentsplat-co3d")])
@@ -185,3 +190,21 @@ def test_help_of_a_published_an_ablated_and_the_tiny_method_exits_0(method: str,
 def test_help_of_every_lsplat_command_exits_0(command: list[str], tmp_path: Path) -> None:
     outcome = call("lsplat", *command, cwd=tmp_path)
     assert outcome.code == 0, outcome.output
+
+
+@pytest.mark.parametrize(
+    ("words", "host"),
+    [
+        (["ns-viewer"], "127.0.0.1"),
+        (["ns-viewer", "--viewer.websocket-host", "0.0.0.0"], "0.0.0.0"),
+        (["ns-viewer", "--viewer.websocket_host=0.0.0.0"], "0.0.0.0"),
+        (["ns-viewer", "--viewer.websocket-port", "7007"], "127.0.0.1"),
+    ],
+)
+def test_a_viewer_listens_on_this_machine_only_unless_told_otherwise(
+    words: list[str], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", words)
+    config = tiny_trainer("latentsplat-tiny")
+    config.viewer = ViewerConfig(websocket_host="0.0.0.0")  # as ns-viewer does, whatever was asked for
+    assert config.viewer.websocket_host == host

@@ -1,0 +1,69 @@
+"""The options of ``lsplat generate``. Light: the command line reads them before anything else is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional, Tuple
+
+
+@dataclass
+class GenerateOptions:
+    """What to generate, from what, and how."""
+
+    checkpoint: Path
+    """Run folder of MV-LDM: trained here, or made by lsplat import."""
+    output: Path
+    """Folder to make."""
+    data: Optional[Path] = None
+    """Dataset of the scene: RealEstate10k chunks, CO3D, or a capture with a transforms.json."""
+    scene: Optional[str] = None
+    """Scene id; or a number, which counts the scenes of the evaluation index (else of the dataset) from 0."""
+    image: Tuple[Path, ...] = ()
+    """One photo instead of a scene, or two of one place, a step apart."""
+    context: Optional[Tuple[int, ...]] = None
+    """Given frames of the scene; by default the first context frame of its entry in the evaluation index."""
+    index: Optional[Path] = None
+    """Evaluation index (JSON); by default the one that belongs to the data."""
+    split: str = "test"
+    """Split that holds the scene."""
+    trajectory: Optional[Literal["scene", "between", "orbit", "dolly", "truck", "pan", "spiral"]] = None
+    """Cameras: the scene's own (default with --scene), a line between two given views (default with two photos), or a
+    path away from the first one (default with one photo: orbit)."""
+    limit_frames: Optional[int] = None
+    """Frames: the first so many of the scene's own cameras (default: all), or the length of a path (default: 40)."""
+    reach: float = 0.5
+    """How far dolly and truck go, and the radius of the spiral; training views are about 1 apart. Negative: back."""
+    degrees: float = 20.0
+    """Angle of orbit and pan; negative goes to the left."""
+    pivot: float = 2.0
+    """Distance of the point that orbit and spiral look at, in the same units as reach."""
+    scale: Optional[float] = None
+    """Factor on a scene's camera positions; by default 1 for one given frame, as published, and 1 / their distance for
+    more."""
+    fov: Optional[float] = None
+    """Field of view in degrees across the longer side of the photos; by default from EXIF."""
+    size: Optional[str] = None
+    """Size of the views as HEIGHTxWIDTH; by default what the model was trained at."""
+    sampling: Literal["anchored", "autoregressive"] = "anchored"
+    """Frames spread over the path first and the rest around them, or all in order."""
+    num_anchors: Optional[int] = None
+    """Frames that anchored sampling generates first; by default 4, or as many as there are."""
+    views_per_group: int = 5
+    """Given and generated views that the network sees at once; it was trained on 5."""
+    solver: Literal["ddim", "dpm-solver++", "unipc"] = "ddim"
+    """ddim is the published one; the others need 10 to 25 steps."""
+    steps: int = 70
+    """Steps of the solver per group of views."""
+    guidance: float = 3.0
+    """Strength of classifier-free guidance; 1 is none."""
+    seed: int = 0
+    """The same seed and options give the same views."""
+    acceleration: Literal["off", "mixed", "compiled"] = "mixed"
+    """off: float32; mixed: lower precision where it does no harm; compiled: mixed and compiled (GPU only)."""
+    consistency: bool = True
+    """Measure how well neighbouring views agree; needs neither weights nor true views."""
+    met3r: bool = False
+    """Measure MEt3R as well, by the package met3r where that is installed."""
+    lift: Optional[Path] = None
+    """Then make a scene of given and generated views, with the networks of this latentSplat run."""
+    lift_output: Optional[Path] = None
+    """Run folder of that scene; by default OUTPUT/lifted."""

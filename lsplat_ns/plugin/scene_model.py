@@ -1,0 +1,324 @@
+"""The half of the nerfstudio model that shows a scene: predicts it, renders it, and hands out its Gaussians.
+
+It subclasses SplatfactoModel because six hard-coded type checks in nerfstudio's viewer, render and export code let only
+such models through; it shares no code with splatfacto's optimisation. Networks live in ``lsplat_ns.latentsplat``.
+"""
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Iterator, Literal, Optional, Tuple
+
+import torch
+from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
+from nerfstudio.data.scene_box import OrientedBox
+from nerfstudio.models.splatfacto import SplatfactoModel
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer_legacy.server.viewer_utils import IOChangeException
+from rich.markup import escape
+from torch import Tensor
+
+from lsplat_ns.checkpoints.exports import viewer_gaussians
+from lsplat_ns.fusion import FusedGaussians, predict_scene
+from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
+from lsplat_ns.plugin.drawing import (
+    DIFFERENCE,
+    OUTPUTS,
+    ViewOptions,
+    message_outputs,
+    tinted,
+    view_outputs,
+    with_spread,
+)
+from lsplat_ns.plugin.viewer_panel import ViewerPanel
+from lsplat_ns.plugin.viewing import Draw, FrameTimes, plain_message
+from lsplat_ns.scene import Cameras, Gaussians, VariationalGaussians
+
+
+@dataclass(frozen=True)
+class PredictedScene:
+    """An active scene with the Gaussians predicted for it, both in the network's frame."""
+
+    scene: ActiveScene
+    fused: FusedGaussians  # from one pair of context views, or several
+    gaussians: Gaussians  # the mode or a draw of it
+    shown: Gaussians  # the same with the spread of its features, as views are drawn
+    draw: Draw = Draw()
+
+    @property
+    def distribution(self) -> VariationalGaussians:
+        """The predicted distribution, without the layers it came in."""
+        return self.fused.gaussians
+
+
+class SceneModel(SplatfactoModel):
+    """Renders the active scene for any nerfstudio camera. Subclasses hold the network and the options.
+
+    Scene tensors are plain attributes: they are no part of checkpoints and are not broadcast by DDP.
+    """
+
+    config: Any  # of the subclass, with the options of how a scene is shown
+    network: LatentSplat
+    step: int
+
+    def forget_scene(self) -> None:
+        """Begin without a scene. Called by the constructor of subclasses."""
+        self.viewer_control = ViewerPanel(self)
+        self.background_color = torch.zeros(3)
+        self._scene: Optional[ActiveScene] = None
+        self._prediction: Optional[PredictedScene] = None
+        self._compared: Optional[Tuple[PredictedScene, PredictedScene]] = None  # the one shown, and the other
+        self._exported: Optional[Tuple[PredictedScene, Dict[str, Tensor]]] = None
+        self._predicted_at_step = 0
+
+    # -------------------------------------------------------------------------------------------- the active scene
+
+    def set_scene(self, scene: ActiveScene) -> None:
+        """Show another scene; it is predicted when first looked at."""
+        self._scene, self._prediction = scene, None
+
+    @property
+    def active_scene(self) -> Optional[ActiveScene]:
+        """The scene that is shown."""
+        return self._scene
+
+    @property
+    def draw(self) -> Draw:
+        """Which draw of the scene is shown."""
+        return Draw(self.config.scene_mode, self.config.scene_seed, self.config.scene_temperature)
+
+    def show_draw(self, mode: Literal["mode", "sample"], seed: int, temperature: float = 1.0) -> None:
+        """Show the mode of the scene, or the draw of a seed. Raises ConfigError for impossible values."""
+        draw = Draw(mode, seed, temperature)
+        self.config.scene_mode, self.config.scene_seed = draw.mode, draw.seed
+        self.config.scene_temperature, self._prediction = draw.temperature, None
+
+    def show(self, prediction: PredictedScene) -> None:
+        """Show a scene that :meth:`predict` predicted."""
+        self._scene, self._prediction, self._predicted_at_step = prediction.scene, prediction, self.step
+
+    @torch.no_grad()
+    def prediction(self) -> Optional[PredictedScene]:
+        """The active scene's Gaussians, predicted when they are missing or older than ``refresh_every`` steps."""
+        if self._scene is None:
+            return None
+        current = self._prediction
+        stale = abs(self.step - self._predicted_at_step) >= self.config.refresh_every
+        if current is None or stale:
+            scene, step = self._scene, self.step
+            current = self.predict(scene)
+            # One assignment at the end: the viewer may interrupt this method at any line.
+            self._prediction, self._predicted_at_step = current, step
+        return current
+
+    @torch.no_grad()
+    def predict(self, scene: ActiveScene, draw: Optional[Draw] = None) -> PredictedScene:
+        """Predict a scene without showing it; ``draw`` is by default the one that is shown.
+
+        Raises:
+            SceneDataError: If a context view cannot be read.
+        """
+        draw = draw or self.draw
+        with self.evaluating():
+            sample = draw.mode == "sample"
+            generator = torch.Generator(self.device).manual_seed(draw.seed)
+            count = len(scene.pairs)
+            fused = predict_scene(
+                self.network,
+                [pair.to(self.device) for pair in scene.pairs],
+                step=self.step,
+                deterministic=not sample,
+                generator=generator,
+                on_pair=(lambda done: CONSOLE.print(f"Encoded pair {done} of {count}")) if count > 1 else None,
+            )
+            features = fused.gaussians.features
+            if sample:
+                shape, device = features.mean.shape, features.mean.device
+                noise = draw.temperature * torch.randn(shape, generator=generator, device=device)
+                gaussians = fused.gaussians.sample(noise=noise)
+            else:
+                gaussians = fused.gaussians.mode()
+            return PredictedScene(scene, fused, gaussians, with_spread(gaussians, features), draw)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode for a while; a viewer looks at a model that is being trained."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
+
+    # ------------------------------------------------------------------------------------------------- rendering
+
+    @torch.no_grad()
+    def get_outputs_for_camera(
+        self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox] = None
+    ) -> Dict[str, Tensor]:
+        """Render one camera of any size.
+
+        Never raises: an exception would end the browser tab's render thread for good. Instead the picture says what is
+        wrong. Only the viewer's own interrupt passes.
+
+        Returns:
+            Tensors [height, width, channels]: rgb (decoded), rgb_splat, depth (z, nerfstudio units), accumulation,
+            uncertainty, latent (a fixed projection to colour); in the viewer, and with ``compare_seed``, difference.
+        """
+        try:
+            return self._outputs(camera, obb_box)
+        except IOChangeException:
+            raise
+        except Exception as error:
+            logging.getLogger(__name__).exception("rendering failed")
+            CONSOLE.print(f"[red]Rendering failed: {type(error).__name__}: {escape(str(error))}")
+            return self._message(plain_message(error), camera)
+
+    def get_outputs(self, ray_bundle: NerfstudioCameras) -> Dict[str, Tensor]:
+        """The same; some nerfstudio code calls this name."""
+        return self.get_outputs_for_camera(ray_bundle)
+
+    def _outputs(self, camera: NerfstudioCameras, obb_box: Optional[OrientedBox]) -> Dict[str, Tensor]:
+        prediction = self.prediction()
+        if prediction is None:
+            return self._message("no scene is loaded", camera)
+        panel = self.viewer_control
+        shown = self._shown(prediction, obb_box)
+        times = FrameTimes(self.device) if panel.viewer is not None else None
+        options = replace(panel.options(), on_stage=None if times is None else times.stage)
+        outputs = self.view(prediction, camera, shown=shown, decode=panel.should_decode(), options=options)
+        if times is not None:
+            panel.note_frame(times, shown.count, tuple(outputs["rgb"].shape[:2]))
+        if self.config.compare_seed is not None and panel.looks_at(DIFFERENCE):
+            other = self._other_draw(prediction)
+            there = self.view(
+                other, camera, shown=self._shown(other, obb_box), decode=panel.should_decode(), options=panel.options()
+            )
+            outputs[DIFFERENCE] = (outputs["rgb"] - there["rgb"]).abs().mean(-1, keepdim=True)
+        elif DIFFERENCE in self._output_names():
+            outputs[DIFFERENCE] = torch.zeros_like(outputs["depth"])  # in the menu, but nobody looks at it
+        return outputs
+
+    def _message(self, message: str, camera: NerfstudioCameras) -> Dict[str, Tensor]:
+        size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
+        return message_outputs(message, size, self.device, self._output_names())
+
+    def _output_names(self) -> Tuple[str, ...]:
+        """What every picture holds; a viewer's menus must not change from frame to frame."""
+        compared = self.viewer_control.viewer is not None or self.config.compare_seed is not None
+        return (*OUTPUTS, DIFFERENCE) if compared else OUTPUTS
+
+    def _other_draw(self, prediction: PredictedScene) -> PredictedScene:
+        """The draw that the shown one is compared with."""
+        draw = Draw("sample", self.config.compare_seed, self.config.scene_temperature)
+        if self._compared is None or self._compared[0] is not prediction or self._compared[1].draw != draw:
+            self._compared = (prediction, self.predict(prediction.scene, draw))
+        return self._compared[1]
+
+    def _shown(self, prediction: PredictedScene, obb_box: Optional[OrientedBox]) -> Gaussians:
+        """The Gaussians that are drawn: those of the wanted kind, inside the crop box."""
+        shown, kept = prediction.shown, self.viewer_control.kept(prediction.fused)
+        if obb_box is not None:
+            inside = obb_box.within(self._means_in_nerfstudio(prediction)).to(self.device)
+            kept = inside if kept is None else kept & inside
+        if self.viewer_control.tinted:
+            shown = tinted(shown, prediction.fused.generated)
+        return shown if kept is None else shown.select(kept)
+
+    def _means_in_nerfstudio(self, prediction: PredictedScene) -> Tensor:
+        to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
+        return to_nerfstudio.apply_to_points(prediction.shown.means[0])
+
+    @torch.no_grad()
+    def view(
+        self,
+        prediction: PredictedScene,
+        camera: NerfstudioCameras,
+        *,
+        shown: Optional[Gaussians] = None,
+        decode: bool = True,
+        options: Optional[ViewOptions] = None,
+    ) -> Dict[str, Tensor]:
+        """Render a predicted scene, shown or not, from one camera of any size. Raises what goes wrong.
+
+        Args:
+            prediction: From :meth:`predict` or :meth:`prediction`.
+            camera: In the nerfstudio frame of that scene.
+            shown: Some of the prediction's ``shown`` Gaussians instead of all.
+            decode: Whether to decode; otherwise ``rgb`` is the splatted colour.
+            options: What a viewer changes.
+        """
+        cameras, size = network_camera(camera, prediction.scene, self.device)
+        return self._view(prediction, prediction.shown if shown is None else shown, cameras, size, decode, options)
+
+    def _view(
+        self,
+        prediction: PredictedScene,
+        shown: Gaussians,
+        cameras: Cameras,
+        size: Tuple[int, int],
+        decode: bool,
+        options: Optional[ViewOptions] = None,
+    ) -> Dict[str, Tensor]:
+        draw = prediction.draw
+        return view_outputs(
+            self.network,
+            shown,
+            cameras,
+            size,
+            short_side=self.config.view_size or min(prediction.scene.preparation.image_size),
+            decode=decode,
+            seed=draw.seed if draw.mode == "sample" else None,
+            units_per_network_unit=1.0 / prediction.scene.network_from_nerfstudio.scale,
+            background=self.background_color,
+            options=replace(options or ViewOptions(), temperature=draw.temperature),
+        )
+
+    def get_rgba_image(self, outputs: Dict[str, Tensor], output_name: str = "rgb") -> Tensor:
+        """Colour with accumulation as alpha [height, width, 4]."""
+        return torch.cat([outputs[output_name], outputs["accumulation"]], dim=-1)
+
+    # -------------------------------------------------------------------------- what nerfstudio's exporter reads
+
+    @property
+    def gauss_params(self) -> Dict[str, Tensor]:
+        """The Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
+
+        means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3] and
+        features_rest [N, 15, 3] in the basis of other viewers.
+        """
+        prediction = self.prediction()
+        if prediction is None:
+            empty = torch.empty(0, 1, device=self.device)
+            widths = {"means": 3, "scales": 3, "quats": 4, "opacities": 1, "features_dc": 3}
+            params = {name: empty.expand(0, width) for name, width in widths.items()}
+            return {**params, "features_rest": torch.empty(0, 15, 3, device=self.device)}
+        if self._exported is None or self._exported[0] is not prediction:
+            self._exported = (prediction, self._splatfacto_params(prediction))
+        return self._exported[1]
+
+    @torch.no_grad()
+    def _splatfacto_params(self, prediction: PredictedScene) -> Dict[str, Tensor]:
+        to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
+        splats = viewer_gaussians(prediction.gaussians, to_nerfstudio, keep="all")
+        return {
+            "means": splats.means,
+            "scales": splats.log_scales,
+            "quats": splats.quaternions_wxyz,
+            "opacities": splats.opacity_logits[:, None],
+            "features_dc": splats.harmonics[:, :, 0],
+            "features_rest": splats.harmonics[:, :, 1:].mT.contiguous(),
+        }
+
+    @property
+    def colors(self) -> Tensor:
+        """View-independent colour [N, 3] in [0, 1]."""
+        from nerfstudio.models.splatfacto import SH2RGB
+
+        return SH2RGB(self.features_dc).clamp(0, 1)
+
+    @property
+    def shs_0(self) -> Tensor:
+        """Degree-0 harmonics [N, 3]."""
+        return self.features_dc
