@@ -1,4 +1,4 @@
-"""Runs of latentsplat-tiny with random weights, written without training: enough to test what surrounds the network."""
+"""Runs of tiny networks with random weights, written without training: enough to test what surrounds the network."""
 
 from __future__ import annotations
 
@@ -19,4 +19,20 @@ def write_untrained_run(folder: Path) -> Path:
         network = LatentSplat(config.pipeline.model.network)
     state = {f"_model.network.{name}": value for name, value in network.state_dict().items()}
     write_run(config, {"_model.device_indicator_param": torch.empty(0), **state}, 1, {"source": "random weights"})
+    return folder
+
+
+def write_untrained_mvldm(folder: Path) -> Path:
+    """Write a run folder of a tiny MV-LDM whose every layer has a say, and return it. Always the same weights."""
+    from lsplat_ns.checkpoints.mvldm_runs import write_mvldm
+    from lsplat_ns.mvldm import MultiViewDiffusion, tiny_multi_view_diffusion
+
+    config = tiny_multi_view_diffusion()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MultiViewDiffusion(config)
+        for parameter in model.denoiser.parameters():
+            if not bool(parameter.any()):
+                torch.nn.init.normal_(parameter, std=0.02)
+    write_mvldm(folder, config, model.state_dict(), {"source": "random weights"})
     return folder

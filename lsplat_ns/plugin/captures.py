@@ -152,8 +152,13 @@ def _context(video: PosedVideo, preparation: PreparationConfig, config: CaptureC
         return 0, len(video) - 1
     if config.context_choice == "centred" and len(video) > 2:
         return spread_choice(len(video), config.context_gap).context
+    return best_pair(video, preparation, config.num_context_views)
+
+
+def best_pair(video: PosedVideo, preparation: PreparationConfig, count: int = 2) -> tuple[int, ...]:
+    """The frames with the best overlap and parallax. Raises SceneDataError if no two frames can be used."""
     intrinsics = cameras_of(video, tuple(range(len(video))), preparation.image_size).intrinsics_norm[0]
-    return choose_context(video.world_from_camera, intrinsics, config.num_context_views)
+    return choose_context(video.world_from_camera, intrinsics, count)
 
 
 def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
@@ -171,7 +176,7 @@ def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
     poses = torch.stack([photo.pose for photo in photos])
     _refuse_one_place(data, poses, transform, scale)
     video = PosedVideo(
-        scene=data.stem or data.resolve().name,
+        scene=capture_name(data),
         world_from_camera=poses,
         intrinsics_norm=torch.stack([photo.pinhole(photo.camera_size).intrinsics_norm for photo in photos]),
         read_image=lambda frame: photos[frame].picture(),
@@ -181,6 +186,11 @@ def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
     known = generated_files(data)
     generated = frozenset(number for number, file in enumerate(files) if file.resolve() in known)
     return video, CaptureRecord(files, transform, scale, generated)
+
+
+def capture_name(data: Path) -> str:
+    """The scene id of a capture."""
+    return data.stem or data.resolve().name
 
 
 def generated_files(data: Path) -> frozenset[Path]:

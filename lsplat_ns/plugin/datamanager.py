@@ -27,12 +27,21 @@ from lsplat_ns.data.streams import StreamConfig, TrainingBatch, TrainingStream, 
 from lsplat_ns.data.view_sampling import ViewSamplingConfig
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
-from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, video_from_dataparser
+from lsplat_ns.plugin.added_photos import added_capture, added_scenes
+from lsplat_ns.plugin.captures import (
+    CaptureContextConfig,
+    active_scene_from_dataparser,
+    best_pair,
+    capture_name,
+    video_from_dataparser,
+)
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser
 from lsplat_ns.scene import SceneBatch
 
 SIDECAR = "active_scene.json"
 """File beside config.yml that remembers the scene last chosen in a viewer."""
+ContextChoice = Union[Tuple[int, ...], Literal["auto"], None]
+"""Context frames, "auto" for the pair with the best overlap, or None for those of the index or the options."""
 
 
 @dataclass
@@ -148,23 +157,52 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         return isinstance(self.dataparser, SceneSetDataParser)
 
     def scene_ids(self) -> List[str]:
-        """Ids of the scenes that can be shown."""
-        return self.dataparser.scene_ids() if self.has_many_scenes else [self.scene.name]
+        """Ids of the scenes that can be shown: those of the data, then those made from photos added to the run."""
+        if self.has_many_scenes:
+            own = self.dataparser.scene_ids()
+        else:
+            own = [capture_name(Path(self.config.dataparser.data))]
+        return [*own, *(scene for scene in added_scenes(self.config.run_dir) if scene not in own)]
 
-    def load_scene(self, scene: str, context: Optional[Tuple[int, ...]] = None) -> None:
+    def find_scene(self, scene: str, context: ContextChoice = None) -> ActiveScene:
+        """A scene by id or number, with the context frames that are wanted. Nothing is shown yet.
+
+        Raises:
+            SceneDataError: If there is no such scene or frame.
+        """
+        ids = self.scene_ids()
+        scene = ids[int(scene)] if scene not in ids and scene.isdecimal() and int(scene) < len(ids) else scene
+        preparation = self.config.preparation
+        if scene in added_scenes(self.config.run_dir):
+            options = CaptureContextConfig(None if context == "auto" else context)
+            return active_scene_from_dataparser(added_capture(self.config.run_dir, scene), preparation, options)
+        if self.has_many_scenes:
+            found = self.dataparser.active_scene(preparation, scene, None if context == "auto" else context)
+            if context == "auto":
+                found = self.dataparser.active_scene(preparation, scene, best_pair(found.video, preparation))
+            return found
+        if context == "auto":
+            return active_scene_from_dataparser(self.dataparser, preparation, CaptureContextConfig())
+        return self._capture(context)
+
+    def show(self, scene: ActiveScene) -> None:
+        """Make a scene the active one, and remember it beside the run."""
+        self._show(scene)
+        self.setup_eval()
+        if self.config.run_dir is not None:
+            note = {"scene": scene.name, "context": list(scene.choice.context)}
+            try:
+                (Path(self.config.run_dir) / SIDECAR).write_text(json.dumps(note) + "\n")
+            except OSError as error:  # the run of somebody else can be looked at all the same
+                CONSOLE.print(f"[yellow]Other tools will not know of this scene: {escape(str(error))}")
+
+    def load_scene(self, scene: str, context: ContextChoice = None) -> None:
         """Make another scene (or other context views) the active one, and remember it beside the run.
 
         Raises:
             SceneDataError: If there is no such scene or frame; the active scene then stays.
         """
-        if self.has_many_scenes:
-            self._show(self.dataparser.active_scene(self.config.preparation, scene, context))
-        else:
-            self._show(self._capture(context))
-        self.setup_eval()
-        if self.config.run_dir is not None:
-            note = {"scene": self.scene.name, "context": list(self.scene.choice.context)}
-            (Path(self.config.run_dir) / SIDECAR).write_text(json.dumps(note) + "\n")
+        self.show(self.find_scene(scene, context))
 
     def _capture(self, context: Optional[Tuple[int, ...]]) -> ActiveScene:
         """The capture with the given context frames, or those that the options say."""
@@ -182,11 +220,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         if sidecar is not None and sidecar.is_file():
             try:
                 note = json.loads(sidecar.read_text())
-                scene, context = note["scene"], tuple(note["context"])
-                if self.has_many_scenes:
-                    found = self.dataparser.active_scene(preparation, scene, context)
-                else:
-                    found = self._capture(context)
+                found = self.find_scene(str(note["scene"]), tuple(note["context"]))
                 return found, f"last chosen in the viewer, {sidecar}"
             except (ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
                 CONSOLE.print(f"[yellow]Ignoring {sidecar}: {error}")

@@ -16,9 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
 from lsplat_ns.data.video import write_video
 from lsplat_ns.errors import ConfigError
-from lsplat_ns.geometry.conventions import opencv_from_opengl, opengl_from_opencv
-from lsplat_ns.geometry.trajectories import fly_through
 from lsplat_ns.plugin.recipes import tiny_trainer
+from lsplat_ns.plugin.taking_away import fly_through_cameras
 from lsplat_ns.plugin.trainer import (
     LatentSplatTrainerConfig,
     checkpoint_steps,
@@ -135,26 +134,10 @@ def render_fly_through(run: Path, video: Path, scene: str | None = None) -> None
     _, pipeline, _, _ = eval_setup(run, test_mode="inference")
     if scene is not None:
         pipeline.set_scene(scene)
-    cameras = _fly_through_cameras(pipeline)
+    cameras = fly_through_cameras(pipeline.datamanager.train_dataset.cameras, VIDEO_FRAMES, VIDEO_SIDE)
     frames = (_frame(pipeline, cameras[i : i + 1]) for i in track(range(VIDEO_FRAMES), description="Rendering"))
     count = write_video(video, frames)
     CONSOLE.print(f"Wrote {video}: {count} frames of scene {pipeline.datamanager.scene.name}")
-
-
-def _fly_through_cameras(pipeline: LatentSplatPipeline) -> NerfstudioCameras:
-    context = pipeline.datamanager.train_dataset.cameras
-    poses = opencv_from_opengl(context.camera_to_worlds)
-    path = fly_through(poses[0], poses[-1], VIDEO_FRAMES)
-    factor = VIDEO_SIDE / float(context.height[0])
-    return NerfstudioCameras(
-        camera_to_worlds=opengl_from_opencv(path)[:, :3],
-        fx=context.fx[0] * factor,
-        fy=context.fy[0] * factor,
-        cx=context.cx[0] * factor,
-        cy=context.cy[0] * factor,
-        width=int(int(context.width[0]) * factor) // 2 * 2,
-        height=VIDEO_SIDE,
-    )
 
 
 def _frame(pipeline: LatentSplatPipeline, camera: NerfstudioCameras) -> np.ndarray:

@@ -19,8 +19,8 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.captures import CaptureContextConfig
 from lsplat_ns.plugin.dataparsers import SceneSetDataParserConfig
-from lsplat_ns.plugin.model import PredictedScene
 from lsplat_ns.plugin.runs import RunFolderConfig, StoredRun, free_folder, write_run
+from lsplat_ns.plugin.scene_model import PredictedScene
 from lsplat_ns.plugin.trainer import is_port_free, one_line_errors
 
 
@@ -81,12 +81,11 @@ def _encode(
     capture = dataparser.data if include_capture else None
     if include_capture:
         config.data = datamanager.data = dataparser.data = folder / dataparser.data.name
-    layers = torch.bincount(prediction.fused.layer[0], minlength=len(prediction.scene.pairs))
     provenance = {
         "source": str(stored.folder),
         "steps_done": stored.steps_done,
         "context_frames": list(prediction.scene.choice.context),
-        "gaussians_per_layer": layers.tolist(),
+        "gaussians_per_layer": _layer_sizes(prediction),
         "encoded": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     outputs = prediction.scene.dataparser_outputs(prediction.scene.choice.context)
@@ -218,8 +217,13 @@ class CaptureEncoder:
             open_viewer(folder / "config.yml", config.viewer.websocket_port)
 
 
+def _layer_sizes(prediction: PredictedScene) -> list[int]:
+    """How many Gaussians each pair of views contributed."""
+    return torch.bincount(prediction.fused.layer[0], minlength=len(prediction.scene.pairs)).tolist()
+
+
 def _report(prediction: PredictedScene, config: Path) -> None:
-    counts = torch.bincount(prediction.fused.layer[0]).tolist()
+    counts = _layer_sizes(prediction)
     layers = f" in {len(counts)} layers ({', '.join(map(str, counts))})" if len(counts) > 1 else ""
     CONSOLE.print(f"Encoded {prediction.scene.name}: {sum(counts)} Gaussians{layers}")
     CONSOLE.print(f"Wrote {config}")

@@ -5,6 +5,7 @@ from typing import Optional
 
 from lsplat_ns.checkpoints.exports import write_npz, write_ply, write_splat
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.plugin.scene_model import PredictedScene
 
 WRITERS = (".ply", ".splat", ".npz")
 
@@ -38,6 +39,11 @@ def export_scene(config: Path, output: Path, *, scene: Optional[str] = None, kee
     prediction = pipeline.model.prediction()
     if prediction is None:
         raise SceneDataError(f"the run at {config} has no scene to export")
+    return write_scene(prediction, output, keep_faint=keep_faint)
+
+
+def write_scene(prediction: PredictedScene, output: Path, *, keep_faint: bool = False) -> int:
+    """Write a predicted scene in the format of the file's ending; arguments and result as for :func:`export_scene`."""
     to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
     if output.suffix == ".npz":
         return write_npz(output, prediction.distribution, to_nerfstudio)

@@ -25,7 +25,7 @@ from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
 from lsplat_ns.fusion import predict_scene
 from lsplat_ns.geometry.similarity import Similarity
-from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.latentsplat import LatentSplat, LatentSplatConfig
 from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.drawing import view_outputs, with_spread
 from lsplat_ns.plugin.runs import StoredRun
@@ -52,7 +52,17 @@ def load(run: str | Path, device: str | None = None) -> Predictor:
     model = stored.config.pipeline.model
     # Captures and callers may have principal points off the centre; the network itself sees centred pictures only.
     splatting = replace(model.network.splatting, principal_point="true")
-    network = LatentSplat(replace(model.network, splatting=splatting), discriminator=False)
+    network = load_network(stored, replace(model.network, splatting=splatting), device)
+    return Predictor(network, stored.config.pipeline.datamanager.preparation, stored.steps_done)
+
+
+def load_network(stored: StoredRun, config: LatentSplatConfig, device: str | None = None) -> LatentSplat:
+    """The network of a stored run, in eval mode on a device, accelerated as the run's configuration says.
+
+    Raises:
+        CheckpointMismatch: If the weights do not fit ``config``.
+    """
+    network = LatentSplat(config, discriminator=False)
     weights = {
         key.removeprefix(NETWORK_KEYS): value
         for key, value in stored.pipeline_state.items()
@@ -62,11 +72,14 @@ def load(run: str | Path, device: str | None = None) -> Predictor:
         network.load_state_dict(weights)
     except RuntimeError as error:
         details = " ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise CheckpointMismatch(f"the checkpoint of {run} does not fit its config.yml: {details[:400]}") from None
+        raise CheckpointMismatch(
+            f"the checkpoint of {stored.folder} does not fit its config.yml: {details[:400]}"
+        ) from None
     network.eval().requires_grad_(False).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if model.acceleration != "off":
-        accelerate(network, compiled=model.acceleration == "compiled")
-    return Predictor(network, stored.config.pipeline.datamanager.preparation, stored.steps_done)
+    acceleration = stored.config.pipeline.model.acceleration
+    if acceleration != "off":
+        accelerate(network, compiled=acceleration == "compiled")
+    return network
 
 
 @dataclass(frozen=True)

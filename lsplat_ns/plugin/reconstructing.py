@@ -55,7 +55,7 @@ def reconstruct(
         raise ConfigError(f"a scene needs two photos, but {len(photos)} {'was' if photos else 'were'} given")
     free_folder(output)
     image_size = StoredRun.open(run).config.pipeline.datamanager.preparation.image_size
-    pictures = tuple(_large_enough(read_photo(path, fov_degrees), image_size) for path in photos)
+    pictures = tuple(check_size(read_photo(path, fov_degrees), image_size) for path in photos)
     posed = pose_photos(pictures)
     say(posed.report)
     with tempfile.TemporaryDirectory(prefix="lsplat-reconstruct-") as folder:
@@ -92,8 +92,8 @@ def write_capture(posed: PosedPhotos, folder: Path) -> None:
     (folder / "transforms.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _large_enough(photo: Photo, image_size: tuple[int, int]) -> Photo:
-    """The photo. Raises SceneDataError if it does not cover what the network looks at."""
+def check_size(photo: Photo, image_size: tuple[int, int]) -> Photo:
+    """The photo, if it is large enough. Raises SceneDataError if it does not cover what the network looks at."""
     (height, width), (least_height, least_width) = photo.size, image_size
     if height < least_height or width < least_width:
         raise SceneDataError(

@@ -16,7 +16,8 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
-from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps
+from lsplat_ns.plugin.model import LatentSplatModelConfig
+from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps, newest_whole_checkpoint
 
 PROVENANCE = "provenance.json"
 """File beside config.yml that tells where the weights came from."""
@@ -35,7 +36,7 @@ class RunFolderConfig(LatentSplatTrainerConfig):
         values = {key: deepcopy(getattr(base, key)) for key in LatentSplatTrainerConfig.__dataclass_fields__}
         config = RunFolderConfig(**values, run_folder=folder)
         config.output_dir, config.experiment_name, config.timestamp = folder.parent, folder.name, "imported"
-        config.load_dir = config.load_checkpoint = None
+        config.load_dir = config.load_checkpoint = config.load_step = None
         config.pipeline.datamanager.run_dir = None  # else the base's checkpoint and scene would be looked for
         return config
 
@@ -108,7 +109,7 @@ class StoredRun:
 
     @staticmethod
     def open(run: Path) -> StoredRun:
-        """Read a run's config.yml (trusted, as by every nerfstudio tool) and its newest checkpoint.
+        """Read a run's config.yml (trusted, as by every nerfstudio tool) and its newest whole checkpoint.
 
         Args:
             run: The run's folder, or its config.yml.
@@ -124,14 +125,15 @@ class StoredRun:
             config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
         except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ImportError) as error:
             raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-        if not isinstance(config, LatentSplatTrainerConfig):
+        if not isinstance(config, LatentSplatTrainerConfig) or not isinstance(
+            config.pipeline.model, LatentSplatModelConfig
+        ):
             raise ConfigError(f"{path} is no run of a latentSplat method")
-        folder = config.get_checkpoint_dir()
-        if not folder.is_dir() or not checkpoint_steps(folder):  # a run that was moved
-            folder = path.parent / config.relative_model_dir
-        if not folder.is_dir() or not checkpoint_steps(folder):
+        # Beside the config, and not where the run was made: it may have been moved or copied.
+        folder = path.parent / config.relative_model_dir
+        if not checkpoint_steps(folder):
             raise CheckpointMismatch(f"no checkpoint in {folder}; train first, or choose another run")
-        step = checkpoint_steps(folder)[-1]
+        step = newest_whole_checkpoint(folder)
         checkpoint = folder / f"step-{step:09d}.ckpt"
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)

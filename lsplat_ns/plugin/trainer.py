@@ -1,13 +1,16 @@
 """nerfstudio's trainer, made safe: it fails in one line, saves whole files only, and being stopped keeps the work."""
 
 import os
+import re
 import signal
 import socket
+import sys
 import time
 import zipfile
 from collections import deque
+from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterator, Optional, Type
 
@@ -25,6 +28,7 @@ MOST_SKIPPED_IN_A_ROW = 100
 """Steps without a finite gradient before training gives up."""
 STEPS_TIMED = 100
 """Latest steps of which the share of time spent waiting for data is taken."""
+LOCAL_HOST = "127.0.0.1"
 LONG_WAIT = 0.1
 """Share of time from which waiting for data is worth a line on the console."""
 
@@ -43,10 +47,15 @@ def is_port_free(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("0.0.0.0", port))
+            probe.bind((LOCAL_HOST, port))
         except OSError:
             return False
     return True
+
+
+def _names_a_host(words: Sequence[str]) -> bool:
+    """Whether a command line says on which host a viewer listens."""
+    return any(re.match(r"--viewer\.websocket[-_]host(=|$)", word) for word in words)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -75,6 +84,15 @@ class LatentSplatTrainerConfig(TrainerConfig):
 
     _target: Type = field(default_factory=lambda: LatentSplatTrainer)
     """target class to instantiate"""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an option. A viewer listens on this machine only, unless the command line names a host.
+
+        nerfstudio's default is every network, also in ns-viewer, which puts its own viewer options here.
+        """
+        if name == "viewer" and not _names_a_host(sys.argv):
+            value = replace(value, websocket_host=LOCAL_HOST)
+        super().__setattr__(name, value)
 
     def get_checkpoint_dir(self) -> Path:
         """The checkpoint folder.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from demo_captures import World, write_capture
+from demo_captures import World, write_capture, write_colmap_capture
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
@@ -17,8 +18,8 @@ from PIL import Image
 
 from lsplat_ns.data.batches import PreparationConfig
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.fusion import encode_layer
 from lsplat_ns.geometry.conventions import opencv_from_opengl
-from lsplat_ns.geometry.covariance import quaternions_from_rotation
 from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, video_from_dataparser
 from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
@@ -78,20 +79,26 @@ def test_gaussians_stand_on_the_rays_of_their_photos_pixels_in_nerfstudios_frame
     model, scene = pipeline.model, pipeline.datamanager.scene
     fused = model.prediction().fused
     camera = scene.nerfstudio_cameras(context)
-    first_layer = model.means[fused.layer[0] == 0].split(64 * 64)
+    assert set(fused.layer[0].tolist()) == set(range(len(context) - 1))
     rows, columns = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(64) + 0.5, indexing="ij")
-    for view, means in enumerate(first_layer):
-        local = local_points(means, camera, view)
-        u = camera.fx[view] * local[:, 0] / local[:, 2] + camera.cx[view]
-        v = camera.fy[view] * local[:, 1] / local[:, 2] + camera.cy[view]
-        assert (u - columns.flatten()).abs().max() < 0.6 and (v - rows.flatten()).abs().max() < 0.6
-    for layer in range(1, len(context) - 1):
-        means = model.means[fused.layer[0] == layer]
-        local = local_points(means, camera, layer + 1)
-        u = camera.fx[layer + 1] * local[:, 0] / local[:, 2] + camera.cx[layer + 1]
-        # Each stands on the ray of one pixel, half a pixel off at most; different ones stand on different rays.
-        assert (local[:, 2] > 0).all() and u.min() > -0.6 and u.max() < 64.6
-    assert len(first_layer) == 2 and set(fused.layer[0].tolist()) <= set(range(len(context) - 1))
+    centres = torch.stack([columns.flatten(), rows.flatten()], -1)
+    for view, means in enumerate(model.means[fused.layer[0] == 0].split(64 * 64)):
+        assert (pixels_of(means, camera, view) - centres).abs().max() < 0.6
+    to_nerfstudio = scene.network_from_nerfstudio.inverse()
+    for number, pair in enumerate(scene.pairs[1:], start=1):
+        whole = encode_layer(model.network, pair, deterministic=True).gaussians.means[0]
+        assert (pixels_of(to_nerfstudio.apply_to_points(whole), camera, number + 1) - centres).abs().max() < 0.6
+        kept = fused.gaussians.means[0, fused.layer[0] == number]
+        nearest = torch.cdist(kept, whole, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+        assert nearest.max() < 1e-5 and 0 < len(kept) < len(whole)
+
+
+def pixels_of(means: torch.Tensor, cameras: NerfstudioCameras, view: int) -> torch.Tensor:
+    """Where points [N, 3] of nerfstudio's frame, all before a camera, appear in its image: (x, y) in pixels."""
+    local = local_points(means, cameras, view)
+    assert (local[:, 2] > 0).all()
+    focal = torch.stack([cameras.fx[view], cameras.fy[view]])
+    return focal.reshape(2) * local[:, :2] / local[:, 2:] + torch.stack([cameras.cx[view], cameras.cy[view]]).reshape(2)
 
 
 def local_points(means: torch.Tensor, cameras: NerfstudioCameras, view: int) -> torch.Tensor:
@@ -101,19 +108,28 @@ def local_points(means: torch.Tensor, cameras: NerfstudioCameras, view: int) -> 
     return (torch.linalg.inv(opencv_from_opengl(pose)) @ torch.cat([means, torch.ones(len(means), 1)], 1).T).T[:, :3]
 
 
-def test_depth_is_in_nerfstudios_units(capture: Path) -> None:
-    """What is rendered lies between the nearest and the farthest Gaussian, measured in nerfstudio's frame."""
+@pytest.mark.parametrize("distance", [0.4, 2.0])
+def test_a_wall_has_the_depth_that_nerfstudio_measures(capture: Path, distance: float) -> None:
+    """The predicted Gaussians are moved onto a wall before the second camera, upright in nerfstudio's frame."""
     pipeline = pipeline_of(capture, (2, 9))
-    model = pipeline.model
-    outputs = model.get_outputs_for_camera(pipeline.datamanager.train_dataset.cameras[0:1])
-    z = local_points(model.means, pipeline.datamanager.train_dataset.cameras, 0)[:, 2]
-    solid = outputs["accumulation"] > 0.02
-    assert solid.any()
-    depths = outputs["depth"][solid]
-    assert z.min() * 0.99 < depths.min() and depths.max() < z.max() * 1.01
-    near, far = pipeline.datamanager.scene.bounds
-    unit = 1 / pipeline.datamanager.scene.network_from_nerfstudio.scale
-    assert float(near) * unit < depths.median() < float(far) * unit
+    model, scene, cameras = pipeline.model, pipeline.datamanager.scene, pipeline.datamanager.train_dataset.cameras
+    local = local_points(model.means, cameras, 1)
+    on_wall = torch.cat([local * distance / local[:, 2:], torch.ones(len(local), 1)], 1)
+    pose = opencv_from_opengl(torch.cat([cameras.camera_to_worlds[1], torch.tensor([[0.0, 0.0, 0.0, 1.0]])]))
+    means = scene.network_from_nerfstudio.apply_to_points((on_wall @ pose.T)[:, :3])[None]
+    spread = 0.02 * distance * scene.network_from_nerfstudio.scale
+    prediction = model.prediction()
+    wall = replace(
+        prediction.shown,
+        means=means,
+        covariances=(spread**2 * torch.eye(3)).expand(*means.shape[:2], 3, 3),
+        opacities=torch.full(means.shape[:2], 0.9),
+    )
+    model._prediction = replace(prediction, shown=wall)
+    outputs = model.get_outputs_for_camera(cameras[1:2])
+    inner = outputs["accumulation"][16:48, 16:48] > 0.99
+    assert inner.float().mean() > 0.9
+    assert outputs["depth"][16:48, 16:48][inner].median() == pytest.approx(distance, rel=5e-3)
 
 
 @pytest.mark.parametrize("context", [(2, 9), (2, 9, 13)])
@@ -142,26 +158,10 @@ def test_the_picture_does_not_depend_on_the_captures_units_or_axes(
 
 
 def test_a_colmap_model_gives_the_scene_that_the_same_capture_gives_as_nerfstudio_data(tmp_path: Path) -> None:
-    plain = write_capture(tmp_path / "plain", frames=range(6))
-    frames = json.loads((plain / "transforms.json").read_text())
-    model = tmp_path / "model"
-    (model / "colmap" / "sparse" / "0").mkdir(parents=True)
-    (plain / "images").rename(model / "images")
-    lens = f"{frames['w']} {frames['h']} {frames['fl_x']} {frames['fl_y']} {frames['cx']} {frames['cy']}"
-    lines = []
-    for number, frame in enumerate(frames["frames"], start=1):
-        camera_from_world = np.linalg.inv(opencv_from_opengl(torch.tensor(frame["transform_matrix"])).double().numpy())
-        w, x, y, z = quaternions_from_rotation(torch.from_numpy(camera_from_world[None, :3, :3]))[0].tolist()
-        tx, ty, tz = camera_from_world[:3, 3]
-        lines += [f"{number} {w} {x} {y} {z} {tx} {ty} {tz} 1 {Path(frame['file_path']).name}", "0 0 -1"]
-    sparse = model / "colmap" / "sparse" / "0"
-    (sparse / "cameras.txt").write_text(f"1 PINHOLE {lens}\n")
-    (sparse / "images.txt").write_text("\n".join(lines) + "\n")
-    (sparse / "points3D.txt").write_text("")
-    dataparser = ColmapDataParserConfig(data=model, downscale_factor=1, load_3D_points=False).setup()
+    model = write_colmap_capture(tmp_path / "model", frames=range(6))
+    dataparser = ColmapDataParserConfig(data=model, downscale_factor=1).setup()
     ours = active_scene_from_dataparser(dataparser, SMALL, CaptureContextConfig((1, 4)))
-    (model / "images").rename(plain / "images")
-    same = scene_of(plain, (1, 4))
+    same = scene_of(write_capture(tmp_path / "plain", frames=range(6)), (1, 4))
     torch.testing.assert_close(ours.video.world_from_camera, same.video.world_from_camera, atol=1e-3, rtol=0)
     torch.testing.assert_close(ours.video.intrinsics_norm, same.video.intrinsics_norm)
     assert [file.name for file in ours.capture.image_files] == [file.name for file in same.capture.image_files]
@@ -279,11 +279,11 @@ def rewritten(folder: Path, change: dict) -> Path:
     return folder
 
 
-def one_place(folder: Path, origin: tuple[float, float, float]) -> Path:
+def one_place(folder: Path, origin: tuple[float, float, float], apart: float = 0.0) -> Path:
     meta = json.loads(write_capture(folder, frames=range(4)).joinpath("transforms.json").read_text())
-    for entry in meta["frames"]:
+    for number, entry in enumerate(meta["frames"]):
         for axis in range(3):
-            entry["transform_matrix"][axis][3] = origin[axis]
+            entry["transform_matrix"][axis][3] = origin[axis] + apart * number
     return rewritten(folder, {"frames": meta["frames"]})
 
 
@@ -310,6 +310,7 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
         (write_capture(tmp_path / "one", frames=(3,)), ["one", "two"]),
         (one_place(tmp_path / "origin", (0, 0, 0)), ["stand at one place"]),
         (one_place(tmp_path / "place", (3.1, -2.7, 8.3)), ["stand at one place"]),
+        (one_place(tmp_path / "rounded", (3.1, -2.7, 8.3), apart=1e-6), ["stand at one place"]),
         (broken, ["cannot read", "broken"]),
         (nan, ["NaN"]),
         (sphere, ["equirectangular", "pinhole"]),

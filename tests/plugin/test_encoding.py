@@ -11,16 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 import yaml
 from conftest import Run, call
-from demo_captures import World, write_capture
+from demo_captures import World, write_capture, write_colmap_capture
 from nerfstudio.configs.method_configs import all_methods
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParser, ColmapDataParserConfig
+from nerfstudio.scripts.eval import ComputePSNR
+from nerfstudio.scripts.exporter import ExportGaussianSplat
+from nerfstudio.scripts.render import RenderInterpolated
 from nerfstudio.utils.eval_utils import eval_setup
 from parity import SHARED
 
+from lsplat_ns.checkpoints.exports import read_ply
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
+from lsplat_ns.losses.perceptual import WEIGHTS_FOLDER_VARIABLE
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig
-from lsplat_ns.plugin.encoding import encode_capture
+from lsplat_ns.plugin.encoding import EncodingConfig, encode_capture
 from lsplat_ns.plugin.runs import StoredRun
 
 
@@ -50,6 +57,60 @@ def test_an_encoded_capture_is_an_ordinary_run_with_the_weights_of_the_other(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoded"]
     # An encoded run can be the source of the next one.
     encode_capture(tmp_path / "encoded", capture, tmp_path / "again", context=(0, 5))
+
+
+def test_nerfstudios_evaluator_renderer_and_exporter_open_a_fused_run(
+    trained: Run, capture: Path, tmp_path: Path
+) -> None:
+    config = encode_capture(trained.folder, capture, tmp_path / "encoded", context=(2, 9, 13))
+    ComputePSNR(load_config=config, output_path=tmp_path / "scores.json").main()
+    assert json.loads((tmp_path / "scores.json").read_text())["results"]["psnr"] > 3
+    RenderInterpolated(
+        load_config=config, output_path=tmp_path / "fly.mp4", pose_source="train", interpolation_steps=2
+    ).main()
+    assert (tmp_path / "fly.mp4").stat().st_size > 500
+    ExportGaussianSplat(load_config=config, output_dir=tmp_path / "splat").main()
+    exported = read_ply(tmp_path / "splat" / "splat.ply")
+    pipeline = eval_setup(config, test_mode="inference")[1]
+    model = pipeline.model
+    drawn = model.opacities[:, 0] > -5.5373  # logit of 1/255: nerfstudio leaves fainter ones out
+    assert 0 < exported.count == int(drawn.sum())
+    torch.testing.assert_close(exported.means, model.means[drawn])
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "chosen"])
+def test_a_colmap_model_is_encoded_by_the_command(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = write_colmap_capture(tmp_path / "model", frames=range(8))
+    config = deepcopy(all_methods["latentsplat-encode"])
+    config.run, config.timestamp = trained.folder, "t"
+    config.pipeline.datamanager.dataparser = ColmapDataParserConfig(data=model, downscale_factor=1)
+    config.pipeline.datamanager.context = (1, 6) if stated else None
+    config.set_experiment_name()
+    config.save_config()
+    config.setup(local_rank=0, world_size=1).train()
+    made = tmp_path / "outputs" / "model" / "latentsplat-encode" / "t" / "config.yml"
+    _, pipeline, _, _ = eval_setup(made, test_mode="test")
+    assert isinstance(pipeline.datamanager.dataparser, ColmapDataParser)
+    context = pipeline.datamanager.scene.choice.context
+    assert context == (1, 6) if stated else len(set(context)) == 2
+    outputs = pipeline.model.get_outputs_for_camera(pipeline.datamanager.train_dataset.cameras[0:1])
+    assert outputs["rgb"].std() > 0.01
+
+
+def test_weights_that_only_training_needs_are_not_looked_for(
+    trained: Run, capture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    config = yaml.load(trained.config.read_text(), Loader=yaml.Loader)
+    config.pipeline.model.perceptual, config.pipeline.model.pretrained = "lpips", "require"
+    (run / "config.yml").write_text(yaml.dump(config))
+    monkeypatch.setenv(WEIGHTS_FOLDER_VARIABLE, str(tmp_path / "none"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "none"))
+    assert encode_capture(run, capture, tmp_path / "encoded", context=(2, 9)).is_file()
 
 
 def test_a_run_with_its_own_copy_of_the_capture_needs_nothing_else(trained: Run, capture: Path, tmp_path: Path) -> None:
@@ -175,6 +236,23 @@ def test_what_the_command_cannot_use_is_one_line_and_writes_nothing(trained: Run
     (line,) = [line for line in outcome.output.splitlines() if line.startswith("error: ")]
     assert "photos from two places" in line
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--datamanager.context", "3"], "at least two different frames, not 3"),
+        (["--datamanager.context", "3", "3"], "at least two different frames, not 3 3"),
+        (["--datamanager.num-context-views", "1"], "must be at least 2, but is 1"),
+    ],
+)
+def test_options_out_of_range_are_mistakes_on_the_command_line(
+    options: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        tyro.cli(EncodingConfig, args=options)
+    assert ended.value.code == 2
+    assert message in " ".join(capsys.readouterr().err.replace("│", "").split())
 
 
 def test_options_that_lack_a_run_or_make_no_capture_are_refused(

@@ -1,0 +1,474 @@
+"""The viewer's panel in a real nerfstudio viewer, driven over its websocket by tabs without a browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from demo_captures import photo
+from nerfstudio.configs.base_config import ViewerConfig
+from nerfstudio.viewer.viewer import Viewer
+from PIL import Image
+from untrained_runs import write_untrained_run
+from viser_tab import Tab
+
+from lsplat_ns.checkpoints.exports import read_ply
+from lsplat_ns.plugin.pipeline import LatentSplatPipeline
+from lsplat_ns.plugin.viewer_panel import LARGEST_UPLOAD_BYTES
+
+
+class Shown:
+    """A run in a viewer of this process."""
+
+    def __init__(self, rooms: Path, folder: Path) -> None:
+        config = yaml.load((write_untrained_run(folder) / "config.yml").read_text(), Loader=yaml.Loader)
+        config.pipeline.datamanager.data = rooms
+        config.pipeline.datamanager.dataparser.data = rooms
+        config.pipeline.datamanager.dataparser.scene_split = "train"
+        (folder / "config.yml").write_text(yaml.dump(config))
+        config.pipeline.datamanager.run_dir = folder
+        torch.manual_seed(0)
+        self.folder = folder
+        self.pipeline: LatentSplatPipeline = config.pipeline.setup(device="cpu", test_mode="test")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.viewer = Viewer(
+            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1"),
+            log_filename=folder / "viewer.log",
+            datapath=folder,
+            pipeline=self.pipeline,
+            train_lock=threading.Lock(),
+        )
+        datamanager = self.pipeline.datamanager
+        self.viewer.init_scene(datamanager.train_dataset, "completed", datamanager.eval_dataset)
+        self.ids = datamanager.scene_ids()
+
+    def close(self) -> None:
+        for machine in list(self.viewer.render_statemachines.values()):
+            machine.running = False
+        self.viewer.viser_server.stop()
+
+
+@pytest.fixture(scope="module")
+def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    shown = Shown(rooms, tmp_path_factory.mktemp("viewer") / "run")
+    yield shown
+    shown.close()
+
+
+@pytest.fixture
+def tab(shown: Shown) -> Iterator[Tab]:
+    tab = Tab(shown.port)
+    tab.wait(lambda: tab.has("Save scene"), "the panel")
+    tab.wait(lambda: tab.picture is not None, "a picture")
+    yield tab
+    tab.close()
+
+
+def settle(tab: Tab, shown: Shown) -> None:
+    panel = shown.pipeline.model.viewer_control
+    tab.wait(lambda: not (panel.scenes.busy or panel.draws.busy or panel.work.busy), "the end of all work")
+
+
+def test_scenes_are_reached_by_name_by_number_and_by_steps_and_other_tools_follow(shown: Shown, tab: Tab) -> None:
+    for act, expected in (
+        (lambda: tab.set("Scene", shown.ids[1]), 1),
+        (lambda: tab.set("Scene", "0"), 0),
+        (lambda: tab.set("Go to", "next"), 1),
+        (lambda: tab.set("Go to", "prev"), 0),
+        (lambda: tab.set("Go to", "prev"), len(shown.ids) - 1),
+    ):
+        act()
+        model = shown.pipeline.model
+        tab.wait(lambda: model.active_scene.name == shown.ids[expected], shown.ids[expected])  # noqa: B023
+        settle(tab, shown)
+        tab.wait(lambda: tab.value("Scene") == shown.ids[expected], "the name")  # noqa: B023
+        note = json.loads((shown.folder / "active_scene.json").read_text())
+        assert note["scene"] == shown.ids[expected]
+    before = shown.pipeline.model.active_scene.name
+    tab.set("Go to", "any")
+    tab.wait(lambda: tab.value("Scene") != before, "another scene")
+    settle(tab, shown)
+
+
+def test_a_second_tab_is_in_the_same_scene(shown: Shown, tab: Tab) -> None:
+    other = Tab(shown.port)
+    other.wait(lambda: other.has("Scene") and other.picture is not None, "a second tab")
+    tab.set("Go to", "next")
+    other.wait(lambda: other.value("Scene") == tab.value("Scene") == shown.pipeline.model.active_scene.name, "both")
+    settle(tab, shown)
+    other.close()
+
+
+def test_a_scene_that_is_not_there_is_named_and_the_one_before_stays(shown: Shown, tab: Tab) -> None:
+    before = shown.pipeline.model.active_scene
+    tab.set("Scene", "nowhere")
+    tab.wait(lambda: tab.said("nowhere"), "a message")
+    settle(tab, shown)
+    assert shown.pipeline.model.active_scene is before
+    tab.wait(lambda: tab.value("Scene") == before.name, "the name of what is shown")
+
+
+def test_context_views_are_chosen_by_index_by_overlap_and_by_clicking(shown: Shown, tab: Tab) -> None:
+    model = shown.pipeline.model
+    tab.set("Context", "1, 9")
+    tab.wait(lambda: model.active_scene.choice.context == (1, 9), "frames 1 and 9")
+    settle(tab, shown)
+    for wrong in ("1", "1 1", "a b", "1, 900"):
+        tab.notifications.clear()
+        tab.set("Context", wrong)
+        tab.wait(lambda: bool(tab.notifications), f"a message about {wrong}")
+        settle(tab, shown)
+        assert model.active_scene.choice.context == (1, 9)
+    tab.set("Context", "auto")
+    tab.wait(lambda: model.active_scene.choice.context != (1, 9), "the best pair")
+    settle(tab, shown)
+    shown_context = ", ".join(map(str, model.active_scene.choice.context))
+    tab.wait(lambda: tab.value("Context") == shown_context, "the chosen frames")
+    tab.set("Pick by clicking", True)
+    tab.wait(lambda: any("lsplat/frames" in node for node in tab.nodes), "the video's cameras")
+    free = sorted(int(node[-6:]) for node in tab.nodes if "lsplat/frames" in node)
+    picked = free[0], free[-1]
+    for frame in picked:
+        name = f"/lsplat/frames/{frame:06d}"
+        tab.send(
+            "SceneNodeClickMessage", name=name, instance_index=None, ray_origin=(0.0, 0.0, 0.0),
+            ray_direction=(0.0, 0.0, 1.0), screen_pos=(0.5, 0.5),
+        )  # fmt: skip
+        settle(tab, shown)
+    tab.wait(lambda: model.active_scene.choice.context == picked, f"frames {picked}")
+    settle(tab, shown)
+    tab.set("Pick by clicking", False)
+    tab.wait(lambda: not any("lsplat/frames" in node for node in tab.nodes), "the cameras to go")
+
+
+def test_draws_are_shown_by_seed_and_a_strip_offers_four(shown: Shown, tab: Tab) -> None:
+    model = shown.pipeline.model
+    tab.click("4 draws of this view")
+    tab.wait(lambda: "data:image/png" in tab.texts(), "the strip")
+    settle(tab, shown)
+    assert tab.visible("Fly in")
+    tab.set("Fly in", "3")
+    tab.wait(lambda: model.draw.mode == "sample", "a draw")
+    settle(tab, shown)
+    seeds = tab.texts().split("seeds ")[1].split("\n")[0].split(", ")
+    assert str(model.draw.seed) == seeds[2] == str(tab.value("Seed"))
+    seed = model.draw.seed
+    tab.click("Resample")
+    tab.wait(lambda: model.draw.seed != seed, "another draw")
+    settle(tab, shown)
+    tab.set("Temperature", 0.5)
+    tab.wait(lambda: model.draw.temperature == 0.5, "half the noise")
+    settle(tab, shown)
+    tab.set("Seed", -4)
+    tab.wait(lambda: tab.said("seed must") and tab.value("Seed") >= 0, "a message, and the seed before")
+    settle(tab, shown)
+    tab.set("Show", "mode")
+    tab.set("Seed", 0)
+    tab.set("Temperature", 1.0)
+    tab.wait(lambda: model.draw.mode == "mode" and model.draw.temperature == 1.0, "the mode")
+    settle(tab, shown)
+
+
+def test_sliders_and_boxes_change_what_is_seen(shown: Shown, tab: Tab) -> None:
+    model, panel = shown.pipeline.model, shown.pipeline.model.viewer_control
+    camera = shown.pipeline.datamanager.train_dataset.cameras[0:1]
+
+    def seen() -> torch.Tensor:
+        return model.get_outputs_for_camera(camera)["rgb_splat"]
+
+    everything = seen()
+    tab.set("Hide below", 1.0)
+    tab.wait(lambda: panel.options().least_confidence == 1.0, "the slider")
+    assert not torch.equal(seen(), everything)
+    tab.set("Hide below", 0.0)
+    tab.set("From photos", False)
+    tab.wait(lambda: panel.kept(model.prediction().fused) is not None, "photos hidden")
+    assert model.get_outputs_for_camera(camera)["accumulation"].max() == 0
+    tab.set("From photos", True)
+    tab.set("Tint both", True)
+    tab.wait(lambda: panel.tinted, "the tint")
+    tinted = seen()
+    assert (tinted - everything)[..., 2].mean() > 0.02  # photos turn blue
+    tab.set("Tint both", False)
+    tab.wait(lambda: not panel.tinted, "no tint")
+    assert torch.equal(seen(), everything)
+
+
+def test_the_difference_of_two_draws_is_an_output(shown: Shown, tab: Tab) -> None:
+    tab.set("Output type", "difference")
+    panel, model = shown.pipeline.model.viewer_control, shown.pipeline.model
+    tab.wait(lambda: panel.looks_at("difference"), "the output")
+    camera = shown.pipeline.datamanager.train_dataset.cameras[0:1]
+    assert model.get_outputs_for_camera(camera)["difference"].max() > 0
+    tab.set("Compare seed", 7)
+    tab.wait(lambda: model.config.compare_seed == 7, "seed 7")
+    tab.set("Output type", "rgb")
+
+
+def test_the_button_moves_to_a_view_of_which_less_is_known(shown: Shown, tab: Tab) -> None:
+    moves = tab.moves
+    tab.click("Go where it knows least")
+    tab.wait(lambda: tab.moves > moves and tab.said("Least certain view"), "the move")
+    settle(tab, shown)
+
+
+def test_gaussians_pictures_and_videos_are_downloaded_and_kept_in_the_runs_folder(shown: Shown, tab: Tab) -> None:
+    import av
+
+    name = shown.pipeline.model.active_scene.name
+    tab.click("Snapshot (PNG)")
+    tab.wait(lambda: f"{name}.png" in tab.downloads, "the snapshot")
+    assert Image.open(io.BytesIO(tab.downloads[f"{name}.png"])).size[0] > 64
+    settle(tab, shown)
+    for ending in ("ply", "splat", "npz"):
+        tab.set("Gaussians as", ending)
+        tab.click("Export Gaussians")
+        tab.wait(lambda: f"{name}.{ending}" in tab.downloads, ending)  # noqa: B023
+        settle(tab, shown)
+        assert (shown.folder / "exports" / f"{name}.{ending}").read_bytes() == tab.downloads[f"{name}.{ending}"]
+    assert read_ply(shown.folder / "exports" / f"{name}.ply").count > 100
+    tab.click("Video (mp4)")
+    tab.wait(lambda: f"{name}.mp4" in tab.downloads, "the video")
+    settle(tab, shown)
+    with av.open(io.BytesIO(tab.downloads[f"{name}.mp4"])) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == 96 and frames[0].shape[0] == 256
+    assert np.abs(frames[0].astype(float) - frames[48]).mean() > 0.2  # the camera moves
+
+
+def test_a_video_can_be_cancelled_and_leaves_nothing(shown: Shown, tab: Tab) -> None:
+    renders = shown.folder / "renders"
+    before = sorted(renders.glob("*")) if renders.is_dir() else []
+    tab.downloads.clear()
+    tab.click("Video (mp4)")
+    tab.wait(lambda: tab.visible("Cancel"), "the cancel button")
+    tab.click("Export Gaussians")
+    tab.wait(lambda: tab.said("not started"), "word that something else is being done")
+    tab.click("Cancel")
+    tab.wait(lambda: tab.said("cancelled"), "the end")
+    settle(tab, shown)
+    assert tab.downloads == {} and not tab.visible("Cancel")
+    assert (sorted(renders.glob("*")) if renders.is_dir() else []) == before
+
+
+def test_a_path_saved_in_the_render_tab_shows_the_same_pixels_as_the_viewer(shown: Shown, tab: Tab) -> None:
+    from nerfstudio.cameras.camera_paths import get_path_from_json
+
+    camera = shown.pipeline.datamanager.train_dataset.cameras[0]
+    pose = torch.cat([camera.camera_to_worlds, torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
+    entry = {"camera_to_world": pose.flatten().tolist(), "fov": 50.0, "aspect": 1.5}
+    path = {"camera_type": "perspective", "render_height": 64, "render_width": 96, "fps": 24, "seconds": 1}
+    file = shown.folder / "camera_paths" / "mine.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**path, "camera_path": [entry, entry]}))
+    tab.set("Path", "last saved in the Render tab")
+    tab.click("Dataset")
+    name = shown.pipeline.model.active_scene.name
+    baked = shown.folder / "baked" / name
+    tab.wait(lambda: tab.said("Dataset written"), "the dataset")
+    settle(tab, shown)
+    assert "ns-train splatfacto" in tab.value("Train")
+    # ns-render camera-path reads the same file with nerfstudio's own function and calls the same method.
+    headless = shown.pipeline.model.get_outputs_for_camera(get_path_from_json(json.loads(file.read_text()))[0:1])
+    expected = (headless["rgb"] * 255).round().to(torch.uint8).numpy()
+    assert np.array_equal(np.asarray(Image.open(baked / "images" / "view_00000.png")), expected)
+    tab.set("Path", "between the photos")
+
+
+def test_a_baked_scene_is_a_dataset_with_seed_points_in_the_same_frame(shown: Shown, tab: Tab) -> None:
+    from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+    name = shown.pipeline.model.active_scene.name
+    tab.click("Dataset")
+    tab.wait(lambda: tab.visible("Train") and not shown.pipeline.model.viewer_control.work.busy, "the dataset")
+    tab.wait(lambda: len(list((shown.folder / "baked" / name / "images").glob("*.png"))) == 96, "96 views")
+    config = NerfstudioDataParserConfig(
+        data=shown.folder / "baked" / name, orientation_method="none", center_method="none", auto_scale_poses=False,
+        load_3D_points=True, train_split_fraction=1.0,
+    )  # fmt: skip
+    outputs = config.setup().get_dataparser_outputs("train")
+    context = shown.pipeline.datamanager.train_dataset.cameras.camera_to_worlds
+    assert torch.allclose(outputs.cameras.camera_to_worlds[0], context[0], atol=1e-5)
+    points = outputs.metadata["points3D_xyz"]
+    prediction = shown.pipeline.model.prediction()
+    means = prediction.scene.network_from_nerfstudio.inverse().apply_to_points(prediction.gaussians.means[0])
+    assert len(points) > 100
+    assert torch.cdist(points[:50].double(), means.double()).amin(1).max() < 1e-4
+    assert outputs.metadata["points3D_rgb"].float().std() > 1
+
+
+def test_a_saved_scene_is_a_config_of_its_own_with_its_commands(shown: Shown, tab: Tab) -> None:
+    tab.set("Context", "2, 10")
+    tab.wait(lambda: shown.pipeline.model.active_scene.choice.context == (2, 10), "frames 2 and 10")
+    settle(tab, shown)
+    name = shown.pipeline.model.active_scene.name
+    tab.click("Save scene")
+    tab.wait(lambda: tab.visible("Render"), "the commands")
+    settle(tab, shown)
+    saved = shown.folder / "scenes" / f"{name}.yml"
+    config = yaml.load(saved.read_text(), Loader=yaml.Loader)
+    assert config.pipeline.datamanager.dataparser.scene == name
+    assert config.pipeline.datamanager.dataparser.context == (2, 10)
+    assert str(saved) in tab.value("View") and "ns-export gaussian-splat" in tab.value("Export")
+
+
+def test_uploads_are_pictures_of_limited_size_and_never_name_a_path(shown: Shown, tab: Tab) -> None:
+    before = sorted(path for path in shown.folder.rglob("*") if "partial" not in path.name)
+    tab.upload("Add two photos", "huge.jpg", b"x", claimed=LARGEST_UPLOAD_BYTES + 1)
+    tab.wait(lambda: tab.said("huge.jpg"), "the refusal of what is too large")
+    for name in ("../../evil.jpg", "second.jpg"):
+        tab.upload("Add two photos", name, b"#!/bin/sh\n")
+    tab.wait(lambda: tab.said("photo 1"), "the refusal of what is no picture")
+    settle(tab, shown)
+    assert not (shown.folder.parent / "evil.jpg").exists() and not (shown.folder.parent.parent / "evil.jpg").exists()
+    after = sorted(path for path in shown.folder.rglob("*") if "partial" not in path.name)
+    assert [path for path in after if path not in before and path.name != "added_photos"] == []
+
+
+def test_two_uploaded_photos_become_a_scene_of_the_run(shown: Shown, tab: Tab) -> None:
+    before = shown.pipeline.model.active_scene.name
+    for frame in (0, 12):
+        buffer = io.BytesIO()
+        Image.fromarray(photo(frame, (192, 288))).save(buffer, "PNG")
+        tab.upload("Add two photos", f"{frame}.png", buffer.getvalue())
+    tab.wait(lambda: shown.pipeline.model.active_scene.name == "photos-001", "the photos' scene")
+    settle(tab, shown)
+    assert tab.said("Poses found")
+    tab.wait(lambda: tab.value("Scene") == "photos-001", "its name")
+    assert shown.pipeline.datamanager.scene_ids()[-1] == "photos-001"
+    assert sorted(path.name for path in (shown.folder / "added_photos" / "photos-001" / "images").iterdir()) == [
+        "photo_001.jpg", "photo_002.jpg",
+    ]  # fmt: skip
+    tab.click("Save scene")
+    tab.wait(lambda: tab.said("Scene saved"), "its config")
+    settle(tab, shown)
+    saved = yaml.load((shown.folder / "scenes" / "photos-001.yml").read_text(), Loader=yaml.Loader)
+    assert saved.pipeline.datamanager.dataparser.data == shown.folder.resolve() / "added_photos" / "photos-001"
+    tab.set("Scene", before)
+    tab.wait(lambda: shown.pipeline.model.active_scene.name == before, "the scene before")
+    settle(tab, shown)
+
+
+def test_out_of_memory_is_said_in_plain_words_and_the_tab_goes_on(
+    shown: Shown, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = shown.pipeline.model
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model), "predict", full)
+        tab.set("Go to", "next")
+        tab.wait(lambda: tab.said("Out of memory"), "plain words")
+        settle(tab, shown)
+    tab.set("Go to", "next")
+    tab.wait(lambda: tab.value("Scene") == model.active_scene.name, "the next scene")
+    settle(tab, shown)
+    tab.look((0.1, 0.0, 0.0))
+    tab.wait_for_picture()
+
+
+@pytest.mark.slow
+def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: Tab) -> None:
+    rng, other = random.Random(0), Tab(shown.port, aspect=0.7)
+    other.wait(lambda: other.has("Save scene"), "the panel")
+    names = ["rgb", "depth", "accumulation", "rgb_splat", "uncertainty", "latent", "difference"]
+
+    def act(tab: Tab) -> None:
+        rng.choice(
+            [
+                lambda: tab.set("Go to", rng.choice(["prev", "next", "any"])),
+                lambda: tab.set("Scene", rng.choice([*shown.ids, "nowhere", "9999", ""])),
+                lambda: tab.set("Context", rng.choice(["auto", "0, 5", "3 3", "1,2,3"])),
+                lambda: tab.look([rng.uniform(-3, 3) for _ in range(3)]),
+                lambda: tab.set("Output type", rng.choice(names)),
+                lambda: tab.set("Output render split", rng.choice(names)),
+                lambda: tab.set("Enable", rng.random() < 0.5),
+                lambda: tab.set("Enable ", rng.random() < 0.5),
+                lambda: tab.set("Max res", rng.choice([64, 65, 200, 301])),
+                lambda: tab.set("Show", rng.choice(["mode", "sample"])),
+                lambda: tab.set("Seed", rng.choice([0, 5, -1])),
+                lambda: tab.set("Temperature", rng.choice([0.0, 2.0])),
+                lambda: tab.set("Hide below", rng.random()),
+                lambda: tab.set("Tint both", rng.random() < 0.5),
+                lambda: tab.set("From photos", rng.random() < 0.7),
+                lambda: tab.click("Resample"),
+                lambda: tab.click("4 draws of this view"),
+                lambda: tab.click("Go where it knows least"),
+                lambda: tab.click("Video (mp4)"),
+                lambda: tab.click("Cancel"),
+                lambda: tab.set("Pick by clicking", rng.random() < 0.5),
+                lambda: tab.set("Camera type", rng.choice(["Perspective", "Fisheye", "Equirectangular"])),
+                lambda: tab.click("Preview Render"),
+                lambda: tab.click("Exit Render Preview"),
+                lambda: tab.click("Add Keyframe"),
+            ]
+        )()
+
+    for number in range(100):
+        act(rng.choice([tab, other]))
+        if number % 10 == 9:
+            tab.wait(lambda: True, "")
+            threading.Event().wait(0.5)
+    for label, value in (
+        ("Output type", "rgb"),
+        ("Enable", False),
+        ("Enable ", False),
+        ("From photos", True),
+        ("Tint both", False),
+    ):
+        tab.set(label, value)
+    tab.click("Cancel")
+    tab.click("Exit Render Preview")
+    tab.set("Hide below", 0.0)
+    tab.set("Show", "mode")
+    settle(tab, shown)
+    for one in (tab, other):
+        one.look((0.2, 0.1, 0.3))
+        assert one.wait_for_picture().ndim == 3
+    machines = shown.viewer.render_statemachines.values()
+    assert len(machines) == 2 and all(machine.is_alive() for machine in machines)
+    other.close()
+
+
+@pytest.mark.slow
+def test_switching_scenes_does_not_grow_memory(shown: Shown) -> None:
+    import gc
+    import os
+
+    def resident() -> int:
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    after_twenty = 0
+    for number in range(200):
+        shown.pipeline.set_scene(shown.ids[number % len(shown.ids)])
+        if number == 19:
+            after_twenty = resident()
+    assert resident() < 1.05 * after_twenty
+
+
+def test_a_moving_camera_gets_five_pictures_a_second_and_never_a_stamp(shown: Shown, tab: Tab) -> None:
+    import time
+
+    tab.set("Max res", 512)
+    heights, started, before = [], time.monotonic(), tab.pictures
+    while time.monotonic() - started < 4:
+        tab.look((0.3 * np.sin(3 * time.monotonic()), 0.0, 0.0))
+        time.sleep(0.03)
+        heights.append(min(tab.picture.shape[:2]))
+    rate = (tab.pictures - before) / 4
+    assert rate >= 5, f"{rate:.1f} pictures a second"
+    assert min(heights[len(heights) // 2 :]) >= 96
