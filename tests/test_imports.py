@@ -94,20 +94,20 @@ def test_the_plugin_imports_where_heavy_libraries_are_absent() -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-RAW_VISER = "viewer_panel.py"
-"""All that touches viser stays in this one file, so that moving to another viser is one file's work."""
+RAW_VISER = "viewer_panel"
+"""All that touches viser stays in this one folder, so that moving to another viser is one folder's work."""
 
 
 def test_no_file_or_function_outgrows_its_budget() -> None:
     for path in source_files():
         text = path.read_text()
-        assert len(text.splitlines()) <= (900 if path.name == RAW_VISER else 420), f"{path} is too long"
+        assert len(text.splitlines()) <= 420, f"{path} is too long"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 assert node.end_lineno - node.lineno < 80, f"{path.name}:{node.name} is too long"
 
 
-def test_raw_viser_stays_in_one_file() -> None:
+def test_raw_viser_stays_in_one_folder() -> None:
     for path in source_files():
         imported = {name.split(".")[0] for name in imported_modules(path)}
-        assert "viser" not in imported or path.name == RAW_VISER, f"{path} imports viser"
+        assert "viser" not in imported or path.parent.name == RAW_VISER, f"{path} imports viser"

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 
-def write_untrained_run(folder: Path) -> Path:
+def write_untrained_run(folder: Path, method: str = "latentsplat-tiny") -> Path:
     """Write a run folder and return it. The weights are always the same."""
     from lsplat_ns.latentsplat import LatentSplat
-    from lsplat_ns.plugin.recipes import tiny_trainer
+    from lsplat_ns.plugin.recipes import published_trainer, tiny_trainer
     from lsplat_ns.plugin.runs import RunFolderConfig, write_run
 
-    config = RunFolderConfig.of(tiny_trainer("latentsplat-tiny"), folder)
+    config = RunFolderConfig.of((tiny_trainer if method == "latentsplat-tiny" else published_trainer)(method), folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = LatentSplat(config.pipeline.model.network)

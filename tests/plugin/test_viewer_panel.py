@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,48 +14,12 @@ import pytest
 import torch
 import yaml
 from demo_captures import photo
-from nerfstudio.configs.base_config import ViewerConfig
-from nerfstudio.viewer.viewer import Viewer
 from PIL import Image
-from untrained_runs import write_untrained_run
+from shown_run import Shown
 from viser_tab import Tab
 
 from lsplat_ns.checkpoints.exports import read_ply
-from lsplat_ns.plugin.pipeline import LatentSplatPipeline
-from lsplat_ns.plugin.viewer_panel import LARGEST_UPLOAD_BYTES
-
-
-class Shown:
-    """A run in a viewer of this process."""
-
-    def __init__(self, rooms: Path, folder: Path) -> None:
-        config = yaml.load((write_untrained_run(folder) / "config.yml").read_text(), Loader=yaml.Loader)
-        config.pipeline.datamanager.data = rooms
-        config.pipeline.datamanager.dataparser.data = rooms
-        config.pipeline.datamanager.dataparser.scene_split = "train"
-        (folder / "config.yml").write_text(yaml.dump(config))
-        config.pipeline.datamanager.run_dir = folder
-        torch.manual_seed(0)
-        self.folder = folder
-        self.pipeline: LatentSplatPipeline = config.pipeline.setup(device="cpu", test_mode="test")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.viewer = Viewer(
-            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1"),
-            log_filename=folder / "viewer.log",
-            datapath=folder,
-            pipeline=self.pipeline,
-            train_lock=threading.Lock(),
-        )
-        datamanager = self.pipeline.datamanager
-        self.viewer.init_scene(datamanager.train_dataset, "completed", datamanager.eval_dataset)
-        self.ids = datamanager.scene_ids()
-
-    def close(self) -> None:
-        for machine in list(self.viewer.render_statemachines.values()):
-            machine.running = False
-        self.viewer.viser_server.stop()
+from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
 
 
 @pytest.fixture(scope="module")

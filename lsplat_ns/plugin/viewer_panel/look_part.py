@@ -1,0 +1,86 @@
+"""The folder Look."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from lsplat_ns.errors import ConfigError
+from lsplat_ns.plugin.drawing import ViewOptions
+from lsplat_ns.plugin.viewer_panel.widgets import by_a_person
+from lsplat_ns.plugin.viewing import Draw
+
+if TYPE_CHECKING:
+    from viser import ClientHandle
+
+    from lsplat_ns.fusion import FusedGaussians
+    from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
+
+
+class LookPart:
+    """What of the scene is shown, and how."""
+
+    def __init__(self, panel: ViewerPanel) -> None:
+        self.panel = panel
+        model, gui = panel.model, panel.viewer.viser_server.gui
+        if model.config.compare_seed is None:
+            model.config.compare_seed = 1
+        with gui.add_folder("Look", expand_by_default=False):
+            self._confidence = gui.add_slider(
+                "Hide below", 0.0, 1.0, 0.01, 0.0, hint="Pixels of a smaller confidence (1 - uncertainty) are hidden"
+            )
+            self._compare = gui.add_number(
+                "Compare seed", model.config.compare_seed, min=0, step=1, hint="Output difference: against this draw"
+            )
+            self._decode = gui.add_checkbox("Decode while moving", False, hint="Slower, where decoding is slow")
+            self._photos = gui.add_checkbox("From photos", True, hint="Gaussians that were predicted from photos")
+            self._generated = gui.add_checkbox("From generated views", True, hint="Gaussians of generated views")
+            self._tint = gui.add_checkbox("Tint both", False, hint="Photos blue, generated views orange; not decoded")
+            self._explore = gui.add_button("Go where it knows least", hint="To the least certain view nearby")
+        for handle in (self._confidence, self._decode, self._photos, self._generated, self._tint):
+            handle.on_update(by_a_person(lambda _: panel.rerender()))
+        self._explore.on_click(
+            lambda event: panel.draws.start_latest(lambda: self._go_where_it_knows_least(event.client))
+        )
+        self._compare.on_update(by_a_person(lambda _: self._compare_with(int(self._compare.value))))
+
+    def _go_where_it_knows_least(self, client: ClientHandle) -> None:
+        from lsplat_ns.plugin.exploring import SIZE, least_certain_view
+
+        panel = self.panel
+        with panel.telling("Looking for the least certain view"):
+            prediction = panel.prediction()
+            found = least_certain_view(panel.model, prediction, panel.camera_of(client, SIZE), panel.viewer.train_lock)
+            if found is None:
+                raise ConfigError("nothing of the scene is in sight here; go back to where it can be seen")
+            panel.move(client, found.world_from_camera)
+            panel.say("Least certain view nearby", f"mean uncertainty {found.uncertainty:.2f}")
+
+    def _compare_with(self, seed: int) -> None:
+        try:
+            self.panel.model.config.compare_seed = Draw("sample", seed).seed
+            self.panel.rerender()
+        except ConfigError as error:
+            self.panel.say("Nothing to compare with", str(error), failed=True)
+
+    @property
+    def decodes_while_moving(self) -> bool:
+        """Whether slow decoding is wanted while the camera moves."""
+        return self._decode.value
+
+    @property
+    def tinted(self) -> bool:
+        """Whether photos and generated views have colours of their own."""
+        return self._tint.value
+
+    def options(self) -> ViewOptions:
+        """What is changed about views."""
+        return ViewOptions(least_confidence=float(self._confidence.value))
+
+    def kept(self, fused: FusedGaussians) -> Tensor | None:
+        """A mask [G] of what is shown; None is everything."""
+        if self._photos.value and self._generated.value:
+            return None
+        generated = fused.generated[0]
+        return (generated & self._generated.value) | (~generated & self._photos.value)

@@ -1,0 +1,214 @@
+"""The panel of latentSplat in the viewer, and how large and how often pictures are drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import viser.transforms
+from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.utils import get_camera
+from nerfstudio.viewer.viewer_elements import ViewerControl
+from rich.markup import escape
+from torch import Tensor
+
+from lsplat_ns.errors import ConfigError
+from lsplat_ns.geometry.conventions import opencv_from_opengl
+from lsplat_ns.geometry.trajectories import poses_between
+from lsplat_ns.plugin.drawing import ViewOptions
+from lsplat_ns.plugin.jobs import JobCancelled, Lane
+from lsplat_ns.plugin.viewer_panel.draw_part import DrawPart
+from lsplat_ns.plugin.viewer_panel.keep_part import KeepPart
+from lsplat_ns.plugin.viewer_panel.look_part import LookPart
+from lsplat_ns.plugin.viewer_panel.scene_part import ScenePart
+from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
+from lsplat_ns.plugin.viewing import FAST_DECODING_MS, SECONDS_AT_REST, FramePacer, FrameTimes, plain_message
+
+if TYPE_CHECKING:
+    from nerfstudio.cameras.cameras import Cameras
+    from nerfstudio.viewer.render_state_machine import RenderStateMachine
+    from nerfstudio.viewer.viewer import Viewer
+    from viser import ClientHandle
+
+    from lsplat_ns.fusion import FusedGaussians
+    from lsplat_ns.plugin.pipeline import LatentSplatPipeline
+    from lsplat_ns.plugin.scene_model import PredictedScene, SceneModel
+
+ORBIT_BASELINES = 2.0
+"""Distance of the point that the first camera orbits, in context baselines."""
+SECONDS_BETWEEN_STATUS = 0.3
+
+
+class ViewerPanel(ViewerControl):
+    """The latentSplat folder of the viewer, and how large and how often pictures are drawn.
+
+    In tools without a browser no viewer ever calls ``_setup``; every frame is then decoded, and everything is shown.
+    """
+
+    def __init__(self, model: SceneModel) -> None:
+        self.model = model
+        self.viewer: Viewer | None = None
+        self.pipeline: LatentSplatPipeline | None = None  # set by it
+        # One thing at a time in each: scenes, draws of a scene, and long work. Only the latest wish of the first two
+        # counts; long work that runs is not replaced.
+        self.scenes, self.draws, self.work = Lane("lsplat-scene"), Lane("lsplat-draw"), Lane("lsplat-work")
+        self._pacer = FramePacer()
+        self._decoded_ms, self._status_at = math.inf, 0.0
+
+    def _setup(self, viewer: Viewer) -> None:
+        """Called by nerfstudio once the viewer is up."""
+        wanted = viewer.config.websocket_port
+        if wanted is not None and viewer.viser_server.get_port() != wanted:
+            # viser silently takes the next free port, and nerfstudio then prints a URL at which nothing answers.
+            viewer.viser_server.stop()
+            raise SystemExit(
+                f"error: {ConfigError(f'port {wanted} is in use; choose another with --viewer.websocket-port')}"
+            )
+        super()._setup(viewer)
+        gui = viewer.viser_server.gui
+        with gui.add_folder("latentSplat"):
+            self._status = gui.add_markdown("")
+            self.scene_part = ScenePart(self)
+            self.draw_part = DrawPart(self)
+            self.look_part = LookPart(self)
+            self.keep_part = KeepPart(self)
+        viewer.viser_server.on_client_connect(self._welcome)
+
+    # ------------------------------------------------------------------------------------- asked by the scene model
+
+    def should_decode(self) -> bool:
+        """Whether the next frame is decoded: always, unless the camera moves and decoding is slow."""
+        if self.viewer is None:
+            return True
+        if self.look_part.tinted:  # colours of kinds are no colours of the scene
+            return False
+        return self.at_rest or self.look_part.decodes_while_moving or self._decoded_ms < FAST_DECODING_MS
+
+    def options(self) -> ViewOptions:
+        """What the panel changes about views."""
+        return ViewOptions() if self.viewer is None else self.look_part.options()
+
+    def kept(self, fused: FusedGaussians) -> Tensor | None:
+        """A mask [G] of the Gaussians that are shown; None is all of them."""
+        return None if self.viewer is None else self.look_part.kept(fused)
+
+    @property
+    def tinted(self) -> bool:
+        """Whether photos and generated views are shown in colours of their own."""
+        return self.viewer is not None and self.look_part.tinted
+
+    def looks_at(self, output: str) -> bool:
+        """Whether anybody looks at an output, in either half of the split view."""
+        if self.viewer is None:
+            return True
+        control = self.viewer.control_panel
+        return control.output_render == output or (control.split and control.split_output_render == output)
+
+    def note_frame(self, times: FrameTimes, gaussians: int, size: tuple[int, int]) -> None:
+        """Learn from a picture that was made, and say what it cost."""
+        total = times.total()
+        if "decode" in times.milliseconds:
+            self._decoded_ms = total
+        if not self.at_rest:
+            self._pacer.took(total / 1000)
+        if time.monotonic() - self._status_at > SECONDS_BETWEEN_STATUS:
+            self._status_at = time.monotonic()
+            self._status.content = times.line(gaussians, size)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no camera has moved for a moment."""
+        return time.time() - self.viewer.last_move_time > SECONDS_AT_REST
+
+    # ---------------------------------------------------------------------------------------------- browser tabs
+
+    def _welcome(self, client: ClientHandle) -> None:
+        machine = self.viewer.render_statemachines.get(client.client_id)
+        if machine is not None:
+            machine._calculate_image_res = functools.partial(self._image_size, machine)
+        self.stand_in_scene(client)
+
+    def _image_size(self, machine: RenderStateMachine, aspect_ratio: float) -> tuple[int, int]:
+        """(height, width) of a tab's next picture, instead of nerfstudio's guess from pixels per second."""
+        max_res = max(1, int(self.viewer.control_panel.max_res))
+        if machine.state == "high":
+            return self._pacer.resting_size(aspect_ratio, max_res)
+        return self._pacer.moving_size(aspect_ratio, max_res)
+
+    def stand_in_scene(self, client: ClientHandle) -> None:
+        """Put a browser's camera between the context views, looking where they look.
+
+        Not into one of them: there the photo on its frustum would hide the prediction.
+        """
+        scene = self.model.active_scene
+        if scene is None:
+            return
+        cameras = scene.nerfstudio_cameras(scene.choice.context)
+        poses = opencv_from_opengl(cameras.camera_to_worlds)
+        pose = poses_between(poses[0], poses[-1], torch.tensor([0.5]))[0].double().numpy()
+        baseline = float((poses[0, :3, 3] - poses[-1, :3, 3]).norm())
+        position = pose[:3, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+        with client.atomic():
+            client.camera.up_direction = (0.0, 0.0, 1.0)
+            client.camera.position = position
+            client.camera.look_at = position + pose[:3, 2] * ORBIT_BASELINES * baseline * VISER_NERFSTUDIO_SCALE_RATIO
+            client.camera.fov = 2 * math.atan(float(cameras.height[0] / cameras.fy[0]) / 2)
+
+    def camera_of(self, client: ClientHandle, size: tuple[int, int]) -> Cameras:
+        """What a tab looks from, as one camera [1] of ``size`` (height, width)."""
+        return get_camera(self.viewer.get_camera_state(client), *size)
+
+    def move(self, client: ClientHandle, world_from_camera: Tensor) -> None:
+        """Put a tab's camera at an OpenCV pose [4, 4] in nerfstudio's frame."""
+        pose = world_from_camera.double().cpu().numpy()
+        with client.atomic():
+            client.camera.wxyz = viser.transforms.SO3.from_matrix(pose[:3, :3]).wxyz
+            client.camera.position = pose[:3, 3] * VISER_NERFSTUDIO_SCALE_RATIO
+
+    def prediction(self) -> PredictedScene:
+        """The scene that is shown. Raises ConfigError if there is none."""
+        with self.viewer.train_lock:
+            prediction = self.model.prediction()
+        if prediction is None:
+            raise ConfigError("no scene is loaded")
+        return prediction
+
+    def rerender(self) -> None:
+        """Draw every tab's picture anew."""
+        self.viewer._trigger_rerender()
+
+    # ------------------------------------------------------------------------------------- telling what happens
+
+    def clients(self) -> list[ClientHandle]:
+        """The tabs that are open."""
+        return list(self.viewer.viser_server.get_clients().values())
+
+    def say(self, title: str, body: str = "", *, failed: bool = False) -> None:
+        """Tell every tab, and the terminal."""
+        colour = "red" if failed else ""
+        CONSOLE.print(f"[{colour}]{escape(title)}[/] {escape(body)}" if failed else escape(f"{title} {body}".strip()))
+        for client in self.clients():
+            client.add_notification(
+                title, body, auto_close=12_000 if failed else 5_000, color="red" if failed else None
+            )
+
+    @contextlib.contextmanager
+    def telling(self, doing: str) -> Iterator[None]:
+        """While something is done every tab says so; what goes wrong is said in plain words, and ends here."""
+        notes = [client.add_notification(doing, "", loading=True, with_close_button=False) for client in self.clients()]
+        try:
+            yield
+        except JobCancelled:
+            self.say(f"{doing}: cancelled")
+        except Exception as error:
+            logging.getLogger(__name__).debug("in the viewer", exc_info=error)
+            self.say(f"{doing}: not done", plain_message(error), failed=True)
+        finally:
+            for note in notes:
+                note.remove()

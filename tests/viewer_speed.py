@@ -1,0 +1,117 @@
+"""How fast the viewer is on this machine: a real nerfstudio viewer, driven over its websocket by a scripted tab.
+
+    python tests/viewer_speed.py [--method latentsplat-tiny] [--size 64x96]
+
+Weights are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from conftest import call
+from shown_run import Shown
+from viser_tab import Tab
+
+LONGEST_SIDE = 512
+SECONDS = 6.0
+
+
+def frame_rate(tab: Tab, seconds: float = SECONDS) -> tuple[float, tuple[int, int]]:
+    """Pictures per second that arrive in a tab whose camera moves, after a second to settle; their median size."""
+    sizes, started, counted_from = [], time.monotonic(), 0
+    while (now := time.monotonic()) < started + seconds + 1:
+        if now < started + 1:
+            counted_from = tab.pictures
+        tab.look((0.3 * np.sin(3 * now), 0.1 * np.cos(2 * now), 0.0))
+        time.sleep(0.01)
+        sizes.append(tab.picture.shape[:2])
+    return (tab.pictures - counted_from) / seconds, tuple(int(side) for side in np.median(sizes, axis=0))
+
+
+def seconds_to_switch(shown: Shown, tab: Tab, repeats: int = 6) -> list[float]:
+    """From the click on "next" to the first picture of the next scene."""
+    model, found = shown.pipeline.model, []
+    for _ in range(repeats):
+        before, started = model.active_scene, time.perf_counter()
+        tab.set("Go to", "next")
+        while model.active_scene is before:
+            time.sleep(0.001)
+        pictures = tab.pictures
+        while tab.pictures == pictures:
+            time.sleep(0.001)
+        found.append(time.perf_counter() - started)
+        time.sleep(1.0)  # it comes to rest
+    return found
+
+
+def milliseconds_of(work: Callable[[], object], repeats: int = 20) -> float:
+    """Median time of a call, with its result on the GPU."""
+    times = []
+    for _ in range(repeats + 3):
+        started = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[3:])
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="latentsplat", choices=("latentsplat", "latentsplat-tiny"))
+    parser.add_argument("--size", default="256x256", help="of the scenes' images, HEIGHTxWIDTH")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        rooms = Path(scratch) / "rooms"
+        made = call(
+            "lsplat", "make-scenes", rooms, "--scenes", 4, "--frames", 14, "--size", arguments.size, cwd=Path(scratch)
+        )
+        assert made.code == 0, made.output
+        shown = Shown(rooms, Path(scratch) / "run", arguments.method)
+        tab = Tab(shown.port, aspect=1.0)
+        tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture", 300)
+        print("\n".join(measured(shown, tab, arguments.method)))
+        tab.close()
+        shown.close()
+
+
+def measured(shown: Shown, tab: Tab, method: str) -> list[str]:
+    """The table's rows."""
+    model = shown.pipeline.model
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    tab.set("Max res", LONGEST_SIDE)
+    frame_rate(tab, 3)  # warms up
+    rows = [f"{method}, {device}, {model.prediction().shown.count:,} Gaussians, tab of {LONGEST_SIDE} px"]
+    rate, (height, width) = frame_rate(tab)
+    rows.append(f"moving: {rate:.1f} pictures/s of {width}x{height}")
+    time.sleep(2)
+    rows.append(f"at rest: {next(line for line in tab.texts().splitlines() if 'Gaussians' in line)}")
+    switches = seconds_to_switch(shown, tab)
+    rows.append(
+        f"scene switch to its first picture: median {statistics.median(switches):.2f} s, max {max(switches):.2f} s"
+    )
+    prediction, camera = model.prediction(), shown.pipeline.datamanager.train_dataset.cameras[0:1]
+    camera.rescale_output_resolution(LONGEST_SIDE / float(camera.height[0]))
+    camera = camera.to(model.device)
+    with model.evaluating():
+        for name, decode in (("splatted", False), ("decoded", True)):
+            spent = milliseconds_of(lambda: model.view(prediction, camera, decode=decode))  # noqa: B023
+            rows.append(f"one view alone, {name}: {spent:.1f} ms")
+        rows.append(f"encoding alone: {milliseconds_of(lambda: model.predict(prediction.scene), 5):.0f} ms")
+    return rows
+
+
+if __name__ == "__main__":
+    main()
