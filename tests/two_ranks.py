@@ -1,6 +1,7 @@
-"""Two training processes on one machine (gloo, CPU), as nerfstudio's launcher starts them; run by test_training.
+"""Two training processes on one machine, as nerfstudio's launcher starts them; run by test_training.
 
-``python two_ranks.py DATA FOLDER`` prints one line per claim that holds and fails where one does not.
+``python two_ranks.py DATA FOLDER`` prints one line per claim that holds and fails where one does not. On two GPUs with
+NCCL where there are two, else on the CPU with gloo.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from unittest import mock
@@ -23,7 +25,7 @@ from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import StepNoise, step_losses
 from lsplat_ns.plugin import optimizers
 from lsplat_ns.plugin.trainer import LatentSplatTrainer
-from lsplat_ns.scene import SceneBatch, Views
+from lsplat_ns.scene import SceneBatch, Views, map_tensors
 
 WITHOUT_GAN = LossSchedule(
     gaussian=(LossTerm("kl", 0.01),),
@@ -49,8 +51,9 @@ def joined(parts: list[SceneBatch]) -> SceneBatch:
 
 
 def gathered(value: object) -> list:
+    """All ranks' values, tensors on the CPU."""
     parts = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, value)
+    dist.all_gather_object(parts, map_tensors(value, lambda tensor: tensor.detach().cpu()))
     return parts
 
 
@@ -60,12 +63,13 @@ def check_gradients(trainer: LatentSplatTrainer) -> None:
     with mock.patch.object(model, "schedule", WITHOUT_GAN):
         batch, _ = trainer.pipeline.datamanager.next_train(0)
         network, size = model.network, batch.target.size
-        generator = torch.Generator().manual_seed(dist.get_rank())
+        device = batch.target.image.device
+        generator = torch.Generator(device).manual_seed(dist.get_rank())
         depth = network.encoder.draw_depth_noise(batch.context, generator)
         count = network.encoder.gaussian_count(2, batch.context.size)
         channels = network.config.autoencoder.latent_channels
-        latent = torch.randn(1, batch.target.frame.shape[1], channels, *network.render_size(size), generator=generator)
-        noise = StepNoise(depth, torch.randn(1, count, channels, 9, generator=generator), latent)
+        shapes = (1, count, channels, 9), (1, batch.target.frame.shape[1], channels, *network.render_size(size))
+        noise = StepNoise(depth, *(torch.randn(shape, generator=generator, device=device) for shape in shapes))
 
         def with_noise(*given: object, generator: object, **options: object) -> object:
             return step_losses(*given, noise=noise, **options)
@@ -75,7 +79,7 @@ def check_gradients(trainer: LatentSplatTrainer) -> None:
         sum(losses.values()).backward()
         averaged = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
         network.zero_grad()
-        parts = gathered((batch, noise))
+        parts = map_tensors(tuple(gathered((batch, noise))), lambda tensor: tensor.to(device))
         everything = StepNoise(*(torch.cat([getattr(n, f) for _, n in parts]) for f in ("depth", "features", "latent")))
         single = deepcopy(network)  # DDP listens to the parameters of the other
         joint = step_losses(single, joined([b for b, _ in parts]), WITHOUT_GAN, 0, noise=everything)
@@ -90,11 +94,17 @@ def check_gradients(trainer: LatentSplatTrainer) -> None:
 
 
 def rank_main(rank: int, data: Path, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    on_gpus = torch.cuda.device_count() >= 2
+    if on_gpus:
+        torch.cuda.set_device(rank)  # where NCCL sends objects through
+        torch.backends.cudnn.allow_tf32 = False
+    dist.init_process_group(
+        "nccl" if on_gpus else "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
     comms.LOCAL_PROCESS_GROUP = dist.new_group([0, 1])
     optimizers.writer.EVENT_STORAGE = []
-    config = config_of(data, folder)
-    with mock.patch("nerfstudio.pipelines.base_pipeline.DDP", OnCpu):
+    config = config_of(data, folder, "cuda" if on_gpus else "cpu")
+    with nullcontext() if on_gpus else mock.patch("nerfstudio.pipelines.base_pipeline.DDP", OnCpu):
         trainer = trainer_of(config, rank, world_size=2)
     assert isinstance(trainer.pipeline._model, DistributedDataParallel)
 
@@ -103,9 +113,9 @@ def rank_main(rank: int, data: Path, folder: Path) -> None:
 
     for step in range(20):
         iterate(trainer, step)
-    states = gathered({name: value for name, value in trainer.pipeline.model.network.named_parameters()})
-    for name, value in states[0].items():
-        assert torch.equal(value, states[1][name]), name
+    names, values = zip(*trainer.pipeline.model.network.named_parameters(), strict=True)
+    for name, *of_ranks in zip(names, *gathered(values), strict=True):
+        assert torch.equal(*of_ranks), name
     say(rank, "parameters agree")
 
     epoch = [trainer.pipeline.datamanager.stream[step].scenes for step in range(scenes_per_epoch_and_rank(data))]

@@ -171,6 +171,8 @@ class LatentSplatTrainer(Trainer):
         resumed_from = config.load_step
         super().__init__(config, local_rank, world_size)
         config.load_step = resumed_from  # asking for the run's folder has set it, as tools need it
+        if world_size > 1 and self.device != "cpu":
+            torch.cuda.set_device(self.device)  # else every rank keeps a share of the first GPU's memory as well
         self._times: deque[tuple[float, float]] = deque(maxlen=STEPS_TIMED)  # of each step: waiting, all
         self._said_waiting = False
 

@@ -42,11 +42,11 @@ def _quiet_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizers.writer, "EVENT_STORAGE", [])
 
 
-def config_of(rooms: Path, folder: Path, **model: object) -> LatentSplatTrainerConfig:
+def config_of(rooms: Path, folder: Path, device: str = "cpu", **model: object) -> LatentSplatTrainerConfig:
     config = deepcopy(tiny_trainer("latentsplat-tiny"))
     config.pipeline.datamanager.data = rooms
     config.output_dir, config.experiment_name, config.timestamp = folder, "x", "t"
-    config.vis, config.machine.device_type = "tensorboard", "cpu"
+    config.vis, config.machine.device_type = "tensorboard", device
     config.pipeline.model = replace(config.pipeline.model, schedule=ALL_LOSSES, **model)
     return config
 
@@ -56,7 +56,7 @@ def trainer_of(config: LatentSplatTrainerConfig, rank: int = 0, world_size: int 
     torch.manual_seed(0)
     trainer = config.setup(local_rank=rank, world_size=world_size)
     trainer.pipeline = config.pipeline.setup(
-        device="cpu", test_mode="val", world_size=world_size, local_rank=rank, grad_scaler=trainer.grad_scaler
+        device=trainer.device, test_mode="val", world_size=world_size, local_rank=rank, grad_scaler=trainer.grad_scaler
     )
     trainer.optimizers = trainer.setup_optimizers()
     trainer.pipeline.train()
@@ -320,13 +320,17 @@ def first_difference(first: object, second: object, path: str = "") -> str | Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("devices", ["CPU", pytest.param("two GPUs", marks=pytest.mark.gpu)])
 def test_two_ranks_average_to_the_joint_batch_stay_equal_with_gan_and_stop_together(
-    rooms: Path, tmp_path: Path
+    devices: str, rooms: Path, tmp_path: Path
 ) -> None:
+    if devices == "two GPUs" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
     script = Path(__file__).resolve().parents[1] / "two_ranks.py"
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if devices == "CPU" else {}
     process = subprocess.run(
         [sys.executable, script, rooms, tmp_path], capture_output=True, text=True, timeout=600, check=False,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **hidden, "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
     for claim in ("gradients agree", "parameters agree", "no example is read twice", "stopped after the same step"):

@@ -1,0 +1,110 @@
+"""Loss curves in float32 and in bfloat16: ``python tests/losses/benchmark_precision.py DATA [--curves FILE]``.
+
+Trains the mid-size model from several seeds in either precision, on the published schedule 625 times shorter, so that
+all stages of training are passed: image losses, LPIPS (with random weights) from step 80, the decoder from 160, the GAN
+from 200. A seed stands for the same weights, examples and draws in both. Prints, for each loss and stretch of steps,
+both means over seeds, and how far they lie apart as a fraction of the spread (largest minus smallest) of the float32
+runs: up to 1 is within what another seed does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mid_size import mid_size_trainer
+
+from lsplat_ns.checkpoints.pretrained import WEIGHTS_FOLDER_VARIABLE
+from lsplat_ns.losses import LossSchedule
+from lsplat_ns.plugin.bench_training import write_random_perceptual_weights
+from lsplat_ns.plugin.recipes import tiny_trainer
+from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
+
+PRECISIONS = ("float32", "bfloat16")
+STRETCH = 50
+SHORTER = 1 / 625
+Curves = dict[str, np.ndarray]
+"""By name of a loss, its value [steps] at every step; 0 before it counts."""
+
+
+def train(config: LatentSplatTrainerConfig, seed: int, precision: str, folder: Path) -> Curves:
+    """One training; only its losses are kept."""
+    config = deepcopy(config)
+    config.output_dir, config.experiment_name, config.timestamp = folder, precision, str(seed)
+    config.pipeline.datamanager.seed, config.pipeline.model.training_precision = seed, precision
+    config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    config.logging.local_writer.enable = False
+    torch.manual_seed(seed)
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.pipeline.train()
+    steps = config.max_num_iterations
+    curves: Curves = {}
+    for step in range(steps):
+        trainer.pipeline.model.update_to_step(step)
+        losses = trainer.train_iteration(step)[1]
+        for name, loss in losses.items():
+            curves.setdefault(name, np.zeros(steps))[step] = float(loss.detach())
+    return curves
+
+
+def report(curves: dict[str, list[Curves]]) -> float:
+    """Print the comparison; returns the largest distance in spreads."""
+    exact, fast = (curves[precision] for precision in PRECISIONS)
+    print(f"{'loss':<28} {'steps':>9} {'float32':>10} {'bfloat16':>10} {'spread':>9} {'apart / spread':>15}")
+    largest = 0.0
+    for name in exact[0]:
+        count = len(exact[0][name])
+        for start in range(0, count, STRETCH):
+            means = [np.array([run[name][start : start + STRETCH].mean() for run in runs]) for runs in (exact, fast)]
+            if not means[0].any():
+                continue
+            spread, apart = np.ptp(means[0]), abs(means[0].mean() - means[1].mean())
+            largest = max(largest, apart / spread)
+            print(
+                f"{name:<28} {start:>4}-{min(start + STRETCH, count) - 1:<4} {means[0].mean():>10.5f} "
+                f"{means[1].mean():>10.5f} {spread:>9.5f} {apart / spread:>15.2f}"
+            )
+    print(f"largest: {largest:.2f} spreads ({'within' if largest <= 1 else 'NOT within'} the float32 runs' spread)")
+    return largest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--curves", type=Path, help="JSON file to write all curves to")
+    parser.add_argument("--tiny", action="store_true", help="latentsplat-tiny instead, to try this on a CPU")
+    options = parser.parse_args()
+    config = tiny_trainer("latentsplat-tiny") if options.tiny else mid_size_trainer(options.steps)
+    config.max_num_iterations, config.vis = options.steps, "tensorboard"
+    config.optimizers["generator"]["scheduler"].warm_up_steps = 50
+    config.pipeline.datamanager.data = options.data
+    config.pipeline.model.perceptual, config.pipeline.model.schedule = "lpips", LossSchedule().scaled(SHORTER)
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        write_random_perceptual_weights(Path(folder))
+        os.environ[WEIGHTS_FOLDER_VARIABLE] = folder
+        curves = {
+            precision: [train(config, seed, precision, Path(folder)) for seed in range(options.seeds)]
+            for precision in PRECISIONS
+        }
+    if options.curves is not None:
+        plain = {p: [{n: v.tolist() for n, v in run.items()} for run in runs] for p, runs in curves.items()}
+        options.curves.write_text(json.dumps(plain))
+    sys.exit(report(curves) > 1)
+
+
+if __name__ == "__main__":
+    main()
