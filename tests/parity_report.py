@@ -16,6 +16,7 @@ from fractions import Fraction
 from itertools import chain
 from pathlib import Path
 
+import data_recordings
 import mvldm_recordings
 import torch
 from autoencoder import test_kl_autoencoder as autoencoder_tests
@@ -30,9 +31,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from lsplat_ns.autoencoder import PatchDiscriminator, resize_antialiased
-from lsplat_ns.data.batches import PreparationConfig, make_example
-from lsplat_ns.data.re10k import Re10kSplit
-from lsplat_ns.data.view_sampling import read_evaluation_index
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.geometry.covariance import covariances_from_scales, rotation_from_quaternions
 from lsplat_ns.geometry.epipolar import project_rays
@@ -112,24 +110,11 @@ def compared(case: Recording, stage: str, named: dict[str, Tensor], limit: float
 # --------------------------------------------------------------------------------------------------- data, geometry
 
 
-def data_rows() -> Iterator[Row]:
-    """RealEstate10k's evaluation examples: decoding, cropping, poses, bounds."""
-    case = recording("ls_data_re10k_evaluation")
-    root = PARITY / "golden" / "data" / "re10k"
-    video = Re10kSplit.open(root, "test").read_scene("bbbb000000000001")
-    images, poses, intrinsics, bounds = {}, {}, {}, {}
-    for number, choice in enumerate(read_evaluation_index(root / "evaluation_index.json")["bbbb000000000001"]):
-        example = make_example(video, choice, PreparationConfig())
-        for name, views in (("context", example.context), ("target", example.target)):
-            images[f"{number}/{name}/image"] = views.image[0]
-            poses[f"{number}/{name}/extrinsics"] = views.cameras.world_from_camera[0]
-            intrinsics[f"{number}/{name}/intrinsics"] = views.cameras.intrinsics_norm[0]
-            bounds[f"{number}/shimmed/{name}/near"] = views.cameras.near
-            bounds[f"{number}/shimmed/{name}/far"] = views.cameras.far
-    yield compared(case, "images", images, 0.0, ABSOLUTE)
-    yield compared(case, "poses", poses, 1e-5)
-    yield compared(case, "intrinsics", intrinsics, 1e-6)
-    yield compared(case, "near and far", bounds, 1e-5)
+def data_rows(name: str) -> Iterator[Row]:
+    """The examples of a dataset: which frames are drawn, decoding, cropping, poses, bounds."""
+    case = recording(name)
+    for stage, named in data_recordings.deviations(case):
+        yield Row(name, stage, LARGEST, max(named.values()), data_recordings.LIMITS[stage])
 
 
 def harmonics_rows() -> Iterator[Row]:
@@ -372,7 +357,7 @@ def rows() -> list[Row]:
     """Every comparison, in the order of the data flow."""
     return list(
         chain(
-            data_rows(),
+            *(data_rows(name) for name in data_recordings.CASES),
             harmonics_rows(),
             epipolar_rows(),
             *(encoder_rows(name) for name in ENCODERS),

@@ -13,17 +13,16 @@ import pytest
 import torch
 from co3d_folders import RADIUS, SIZE, color_of, write_annotations, write_category, write_list, write_set_list
 from damage import cut_in_half, without_permission
-from parity import PARITY, recording
+from parity import PARITY
 from PIL import Image
 
-from lsplat_ns.data.batches import PreparationConfig, make_byte_example, make_example
+from lsplat_ns.data.batches import PreparationConfig, make_example
 from lsplat_ns.data.co3d import Co3dOptions, Co3dSplit
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.streams import StreamConfig, TrainingStream
-from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig, read_evaluation_index
+from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.rays import project
-from lsplat_ns.scene import SceneBatch
 
 UNITS_KEPT = PreparationConfig(baseline_to_one=False)
 RECORDED = PARITY / "golden" / "data" / "co3d"
@@ -73,79 +72,6 @@ def write_good_and_bad(tmp_path: Path, edit) -> Path:
     data = write_category(tmp_path / "co3d", {"good": 5, "bad": 5, "other": 5}, edit=edit_one)
     write_list(data, "train", {"good": list(range(5)), "bad": list(range(5))})
     return data
-
-
-# ------------------------------------------------------------------------------------------- against the original
-
-
-@pytest.fixture
-def recorded_lists(tmp_path: Path) -> Co3dOptions:
-    if not RECORDED.is_dir():
-        pytest.skip("no recorded CO3D folder: ../shared/parity is not beside this checkout")
-    for which in ("train", "eval"):
-        shutil.copy(RECORDED / f"{which}_split.json", tmp_path / f"co3d_hydrant_{which}.json")
-    return Co3dOptions(("hydrant",), tmp_path)
-
-
-def assert_as_recorded(case, number: int, example: SceneBatch, mirrored: bool = False) -> None:
-    for name, views in (("context", example.context), ("target", example.target)):
-        intrinsics = views.cameras.intrinsics_norm[0].clone()
-        if mirrored:
-            intrinsics[:, 0, 2] = 1 - intrinsics[:, 0, 2]  # the original forgets to
-        case.assert_close(f"{number}/{name}/extrinsics", views.cameras.world_from_camera[0], 1e-6)
-        case.assert_close(f"{number}/{name}/intrinsics", intrinsics, 1e-6)
-        case.assert_close(f"{number}/{name}/image", views.image[0].float() / (255 if mirrored else 1), 1e-6)
-        case.assert_close(f"{number}/shimmed/{name}/near", views.cameras.near, 1e-6)
-        case.assert_close(f"{number}/shimmed/{name}/far", views.cameras.far, 1e-6)
-
-
-def test_evaluation_examples_equal_the_recorded_ones(recorded_lists: Co3dOptions) -> None:
-    """Both intrinsics formats, an index that wraps around, and near and far, which replace the original's planes."""
-    case = recording("ls_data_co3d_evaluation")
-    split = Co3dSplit.open(RECORDED, "test", recorded_lists)
-    index = read_evaluation_index(RECORDED / "evaluation_index.json")
-    choices = [(scene, choice) for scene in split.scenes if scene in index for choice in index[scene]]
-    assert [scene for scene, _ in choices] == [entry["scene"] for entry in case.meta["examples"]]
-    for number, (scene, choice) in enumerate(choices):
-        assert_as_recorded(case, number, make_example(split.read_scene(scene), choice, UNITS_KEPT))
-
-
-@pytest.mark.parametrize("name", ["ls_data_co3d_bounded_train", "ls_data_co3d_bounded_train_step25k"])
-def test_training_examples_equal_the_recorded_ones(name: str, recorded_lists: Co3dOptions) -> None:
-    case = recording(name)
-    split = Co3dSplit.open(RECORDED, "train", recorded_lists)
-    flipped = set()
-    for number, entry in enumerate(case.meta["examples"]):
-        video = split.read_scene(entry["scene"])
-        choice = FrameChoice(tuple(entry["context"]), tuple(entry["target"]))
-        example = make_example(video, choice, UNITS_KEPT)
-        mirrored = case.error(f"{number}/context/extrinsics", example.context.cameras.world_from_camera[0])["rel"] > 1
-        if mirrored:
-            example = make_byte_example(video, choice, UNITS_KEPT, mirror_generator=torch.Generator().manual_seed(1))
-        flipped.add(mirrored)
-        if entry["scene"] == "seq_mixed":
-            # Frames of many sizes, as in CO3D v1: the original squeezes them to a common one first, while here each
-            # keeps its shape. Their poses are the same.
-            case.assert_close(f"{number}/context/extrinsics", example.context.cameras.world_from_camera[0], 1e-6)
-            assert len({video.read_size(frame) for frame in choice.context + choice.target}) > 1
-        else:
-            assert_as_recorded(case, number, example, mirrored)
-    assert True in flipped
-
-
-def test_what_the_original_skips_is_skipped(recorded_lists: Co3dOptions) -> None:
-    case = recording("ls_data_co3d_bounded_train")
-    split, told = Co3dSplit.open(RECORDED, "train", recorded_lists), []
-    videos = [video for shard in split.shards for video in split.read_shard(shard, told.append)]
-    assert [error for error in told if "seq_badrot" in str(error) and "no rotation" in str(error)] == told != []
-    usable = set()
-    for video in videos:
-        try:
-            usable.add(make_example(video, FrameChoice((0, 2), (1,)), UNITS_KEPT).scene[0])
-        except SceneDataError as error:
-            assert error.reason == "image size"
-    # Differs from upstream: frames exactly as high as the network's image (256x300) need no enlarging, and are used.
-    assert usable - {"seq_small"} == {entry["scene"] for entry in case.meta["examples"]}
 
 
 # ------------------------------------------------------------------------------------------------------- reading
