@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,9 @@ def _warnings(
         for name in MUST_AGREE
         if settings[0].get(name) != settings[1].get(name)
     ]
+    for name, summary in zip("AB", summaries, strict=True):
+        if not summary["complete"]:
+            found.append(f"{name} is partial: {summary['entries']} of {summary['listed']['entries']} entries.")
     alone = len(first.keys() ^ second.keys())
     if alone:
         found.append(f"{alone} entries were evaluated by one of the two only, and are left out.")
@@ -218,8 +222,6 @@ def _scene_rows(comparison: Comparison, metrics: list[str]) -> list[dict[str, An
 
 def write_numbers(comparison: Comparison, path: Path) -> None:
     """Write the comparison as JSON. Raises SceneDataError where that fails."""
-    import json
-
     numbers = {
         one.metric: {
             "a": one.a,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,16 @@ from lsplat_ns.errors import LsplatError, SceneDataError
 from lsplat_ns.evaluation.entries import Entry, EvaluationData, LoadedEntry
 from lsplat_ns.evaluation.image_folders import CONTEXT, image_file, write_images
 from lsplat_ns.evaluation.metrics import FoundMetrics
-from lsplat_ns.evaluation.protocol import EntryScore, draw_views, entry_seed, score_entry
-from lsplat_ns.evaluation.results import SUMMARY, EntryResult, EvaluationFolder, summarise, write_benchmark
+from lsplat_ns.evaluation.protocol import OURS, Draw, EntryScore, draw_views, entry_seed, score_entry
+from lsplat_ns.evaluation.results import (
+    ALL,
+    SUMMARY,
+    EntryResult,
+    EvaluationFolder,
+    read_json,
+    summarise,
+    write_benchmark,
+)
 from lsplat_ns.evaluation.set_distances import Inception, set_distances
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.scene import SceneBatch
@@ -36,7 +45,7 @@ class Evaluation:
     draws: int = 1  # as published; 0 evaluates modes
     seed: int = 0
     yardsticks: bool = True  # also score copies of the context views
-    on_score: Callable[[Entry, LoadedEntry, EntryScore], None] | None = None  # for illustrations
+    on_draw: Callable[[Entry, LoadedEntry, Draw], None] | None = None  # for illustrations: an entry's first draw
 
     @property
     def device(self) -> torch.device:
@@ -50,15 +59,20 @@ class Evaluation:
             example,
             self.metrics,
             draws=self.draws,
-            seed=entry_seed(entry.scene, entry.choice.context, self.seed),
+            seed=self._seed_of(entry),
             encode=self.data.encode(entry, self.device, self.draws == 0),
             yardsticks=self.yardsticks,
         )
 
-    def warm_up(self, entry: Entry, example: SceneBatch) -> None:
-        """Run once untimed: the first call chooses kernels and fills caches."""
+    def draw(self, entry: Entry, example: SceneBatch) -> Draw:
+        """The first draw of :meth:`score`, alone."""
         encode = self.data.encode(entry, self.device, self.draws == 0)
-        draw_views(self.network, example, seed=0, deterministic=self.draws == 0, encode=encode)
+        return draw_views(
+            self.network, example, seed=self._seed_of(entry), deterministic=self.draws == 0, encode=encode
+        )
+
+    def _seed_of(self, entry: Entry) -> int:
+        return entry_seed(entry.scene, entry.choice.context, self.seed)
 
 
 @dataclass
@@ -79,8 +93,9 @@ def evaluate_entries(
 ) -> EvaluationOutcome:
     """Score every entry that the folder does not hold yet, and write its pictures and numbers.
 
-    An entry that cannot be used is left out and named; the next call tries it again. KeyboardInterrupt ends the loop
-    between two entries' results: the outcome then says that it is not finished.
+    An entry without a metric that can be computed now, when it could not be before, is scored anew. One that cannot be
+    used is left out and named; the next call tries it again. KeyboardInterrupt ends the loop between two entries'
+    results: the outcome then says that it is not finished.
 
     Args:
         evaluation: What to evaluate.
@@ -92,8 +107,9 @@ def evaluate_entries(
         LsplatError: If the disk is full or the folder cannot be written.
     """
     outcome = EvaluationOutcome(folder)
-    done = sum(entry.key in folder.done for entry in evaluation.data.entries)
-    wanted = [entry for entry in evaluation.data.entries if entry.key not in folder.done]
+    names = evaluation.metrics.available.keys()
+    wanted = [entry for entry in evaluation.data.entries if not folder.holds(entry.key, names)]
+    done = len(evaluation.data.entries) - len(wanted)
     warm = False
     try:
         for entry, loaded in _read_ahead(evaluation.data, wanted):
@@ -105,12 +121,12 @@ def evaluate_entries(
                 continue
             example = loaded.example.to(evaluation.device)
             if not warm:
-                evaluation.warm_up(entry, example)
+                evaluation.draw(entry, example)  # untimed: the first call chooses kernels and fills caches
                 warm = True
             score = evaluation.score(entry, example)
             _write_pictures(folder, loaded.example, score, truths)
-            if evaluation.on_score is not None:
-                evaluation.on_score(entry, loaded, score)
+            if evaluation.on_draw is not None:
+                evaluation.on_draw(entry, loaded, score.first)
             result = EntryResult.of(score, loaded.kinds, loaded.distances)
             folder.add(result)
             if on_entry is not None:
@@ -180,7 +196,8 @@ def finish(
     if not results:
         why = next(iter(outcome.skipped.values()), "it was interrupted before the first")
         raise LsplatError(f"no entry of the evaluation index could be evaluated: {why}")
-    unavailable = dict(evaluation.metrics.unavailable)
+    summed = summarise(results)
+    unavailable = {n: why for n, why in evaluation.metrics.unavailable.items() if n not in summed["metrics"][ALL][OURS]}
     found: dict[str, float] = {}
     if not outcome.finished:
         unavailable |= dict.fromkeys(("fid", "kid"), "the evaluation is not finished")
@@ -191,12 +208,12 @@ def finish(
             found = _distances(folder, results, evaluation.device, on_images)
         except LsplatError as error:
             unavailable |= dict.fromkeys(("fid", "kid"), str(error))
-    peak = torch.cuda.max_memory_allocated() if evaluation.device.type == "cuda" else None
+    peak = _peak_bytes(folder, evaluation.device)
     summary = {
         "complete": outcome.finished,
         "settings": folder.settings,
         "listed": {"entries": len(data.entries), "scenes": len({e.scene for e in data.entries}) + len(data.left_out)},
-        **summarise(results),
+        **summed,
         "distances": found,
         "unavailable": unavailable,
         "skipped": {**data.left_out, **outcome.skipped},
@@ -224,8 +241,15 @@ def _distances(
     return {"fid": measured.fid, "kid": measured.kid, "kid_std": measured.kid_std, "images": measured.images}
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    import json
+def _peak_bytes(folder: EvaluationFolder, device: torch.device) -> int | None:
+    """Most memory that this call or an earlier one of the evaluation needed on the GPU."""
+    if device.type != "cuda":
+        return None
+    path = folder.root / SUMMARY
+    before = read_json(path).get("peak_gpu_bytes") if path.is_file() else None
+    return max(torch.cuda.max_memory_allocated(device), before or 0)
 
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -24,9 +24,6 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 """Side of the Gaussian window in pixels (images must be at least as large), and its standard deviation."""
 SMALLEST_FOR_VGG = 16
 """Pixels along the shorter side below which VGG16 has nothing left after its poolings."""
-LARGEST_PSNR = 100.0
-"""What identical images count as, in dB, so that a mean stays finite. Predictions never get there; a context view that
-is its own target does."""
 
 ImageMetric = Callable[[Tensor, Tensor], Tensor]
 """Of (prediction, target) [t, 3, height, width] in [0, 1], one number per image [t]."""
@@ -43,7 +40,9 @@ class MetricInfo:
 
 
 METRICS = {
-    "psnr": MetricInfo("PSNR", True, 2, "dB, of the mean squared error over an image, values in [0, 1]."),
+    "psnr": MetricInfo(
+        "PSNR", True, 2, "dB, of the mean squared error over an image, values in [0, 1]; identical images are left out."
+    ),
     "ssim": MetricInfo("SSIM", True, 3, "scikit-image's: 11x11 Gaussian window, σ 1.5, sample covariance, no border."),
     "lpips": MetricInfo("LPIPS", False, 3, "Version 0.1, VGG16, images in [0, 1] mapped to [-1, 1]."),
     "dists": MetricInfo("DISTS", False, 3, "torchmetrics' network and weights, the same as dists-pytorch's."),
@@ -55,7 +54,10 @@ METRICS = {
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB [...] of images [..., 3, height, width], both clipped to [0, 1]."""
+    """Peak signal-to-noise ratio in dB [...] of images [..., 3, height, width], both clipped to [0, 1].
+
+    Infinite for identical images.
+    """
     error = (prediction.clamp(0, 1) - target.clamp(0, 1)).square().mean((-3, -2, -1))
     return -10 * error.log10()
 
@@ -125,12 +127,15 @@ class FoundMetrics:
     unavailable: dict[str, str]  # name -> why, and where to put what is missing
 
     def measure(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """All available metrics of images [t, 3, height, width]: name -> [t] on the CPU, NaN where one is undefined."""
+        """All available metrics of images [t, 3, height, width]: name -> [t] on the CPU, NaN where one is undefined.
+
+        PSNR is infinite where a picture is its own target, as a copied context view may be.
+        """
         measured = {}
         for name, metric in self.available.items():
             too_small = name in ("lpips", "dists") and min(target.shape[-2:]) < SMALLEST_FOR_VGG
             values = torch.full((len(target),), float("nan")) if too_small else metric(prediction, target)
-            measured[name] = values.detach().float().cpu().clamp(max=LARGEST_PSNR)
+            measured[name] = values.detach().float().cpu()
         return measured
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lsplat_ns.evaluation.metrics import METRICS
-from lsplat_ns.evaluation.protocol import MEAN, NEAREST, OURS
+from lsplat_ns.evaluation.protocol import MEAN, NEAREST, OURS, SPLAT
 from lsplat_ns.evaluation.results import EntryResult
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INK = "#123456"
 """A colour that nothing else has; it becomes the page's text colour."""
-COLORS = {OURS: "#e8590c", NEAREST: "#4c8dd6", MEAN: "#8b95a1"}
+COLORS = {OURS: "#e8590c", SPLAT: "#f2b134", NEAREST: "#4c8dd6", MEAN: "#8b95a1"}
 CONTEXT_COLOR, TARGET_COLOR = "#e8590c", "#4c8dd6"
 FRUSTUM = 0.12
 """Depth of a drawn camera, as a fraction of the extent of all cameras."""
@@ -42,6 +42,16 @@ def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axe
     return figure, axes
 
 
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend above all axes, in as many rows as its figure's width needs; inside it would cover curves."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = len(labels) if figure.get_figwidth() > 6 else 2
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8, labelcolor=INK,
+        handlelength=1.4, columnspacing=1.2,
+    )  # fmt: skip
+
+
 def _svg(figure: Figure, description: str) -> str:
     """The drawing as an element to put into a page, text as text."""
     from matplotlib import rc_context
@@ -56,7 +66,7 @@ def _svg(figure: Figure, description: str) -> str:
 
 def quality_histograms(results: Sequence[EntryResult], metrics: Sequence[str]) -> str:
     """How each image metric is spread over targets: the prediction, and the copies of context views."""
-    figure, axes = _figure(3.1 * len(metrics), 2.6, len(metrics))
+    figure, axes = _figure(3.1 * len(metrics), 2.8, len(metrics))
     for one, metric in zip(axes, metrics, strict=True):
         found = {what: _values(results, what, metric) for what in COLORS}
         found = {what: values for what, values in found.items() if len(values)}
@@ -71,13 +81,13 @@ def quality_histograms(results: Sequence[EntryResult], metrics: Sequence[str]) -
         info = METRICS[metric]
         one.set_xlabel(f"{info.label}{' (dB)' if metric == 'psnr' else ''}")
     axes[0].set_ylabel("targets (%)")
-    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    _legend(figure, axes[0])
     return _svg(figure, "Histograms of image metrics")
 
 
 def quality_by_distance(results: Sequence[EntryResult], metrics: Sequence[str]) -> str:
     """How image metrics depend on the distance, in frames, from the nearest context view."""
-    figure, axes = _figure(3.1 * len(metrics), 2.6, len(metrics))
+    figure, axes = _figure(3.1 * len(metrics), 2.8, len(metrics))
     frames = np.array([distance for result in results for distance in result.distances])
     edges = np.unique(np.quantile(frames, np.linspace(0, 1, 11)).round())
     for one, metric in zip(axes, metrics, strict=True):
@@ -97,7 +107,7 @@ def quality_by_distance(results: Sequence[EntryResult], metrics: Sequence[str]) 
                 one.fill_between(x, mean - std, mean + std, color=color, alpha=0.15, linewidth=0)
         one.set_ylabel(METRICS[metric].label)
         one.set_xlabel("frames from the nearest context view")
-    axes[0].legend(frameon=False, fontsize=8, labelcolor=INK)
+    _legend(figure, axes[0])
     return _svg(figure, "Image metrics by distance from the context views")
 
 

@@ -16,15 +16,15 @@ from torch import Tensor
 
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.view_sampling import FrameChoice
-from lsplat_ns.evaluation.metrics import FoundMetrics, psnr
+from lsplat_ns.evaluation.metrics import FoundMetrics
 from lsplat_ns.evaluation.timing import Stopwatch
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.scene import Gaussians, SceneBatch, VariationalGaussians
 
 VIEWS_PER_CHUNK = 8
 """Targets that are splatted and decoded together; bounds memory, changes no number."""
-OURS, NEAREST, MEAN = "prediction", "nearest context view", "mean of the context views"
-"""What is scored: the network, and two yardsticks that any method has to beat."""
+OURS, SPLAT, NEAREST, MEAN = "prediction", "splatted colour", "nearest context view", "mean of the context views"
+"""What is scored: the network's pictures, those before its decoder, and two yardsticks that any method has to beat."""
 
 Kind = Literal["interpolation", "extrapolation"]
 Encode = Callable[[torch.Generator], VariationalGaussians]
@@ -153,18 +153,22 @@ def score_entry(
         yardsticks: Also score the context views themselves.
     """
     truth, count = example.target.image[0], max(draws, 1)
-    first, measured, seconds = None, [], {}
+    first, measured, seconds = None, {OURS: [], SPLAT: []}, {}
     for number in range(count):
         draw = draw_views(network, example, seed=seed + number, deterministic=draws == 0, encode=encode)
-        values = metrics.measure(quantised(draw.image), truth)
-        measured.append({**values, "psnr_splat": psnr(quantised(draw.splat), truth).cpu()})
+        for what, images in ((OURS, draw.image), (SPLAT, draw.splat)):
+            measured[what].append(metrics.measure(quantised(images), truth))
         seconds = {part: seconds.get(part, 0.0) + value / count for part, value in draw.seconds.items()}
         first = first or draw
-    scored = {OURS: {name: torch.stack([one[name] for one in measured]).mean(0) for name in measured[0]}}
+    stacked = {
+        what: {name: torch.stack([one[name] for one in values]) for name in metrics.available}
+        for what, values in measured.items()
+    }
+    scored = {what: {name: values.mean(0) for name, values in found.items()} for what, found in stacked.items()}
     if yardsticks:
         for name, images in copies_of_context(example).items():
             scored[name] = metrics.measure(quantised(images), truth)
-    by_draw = {name: torch.stack([one[name].mean() for one in measured]) for name in measured[0]} if count > 1 else {}
+    by_draw = {name: values.mean(1) for name, values in stacked[OURS].items()} if count > 1 else {}
     for part in ("splat", "decode"):
         seconds[part] /= len(truth)
     return EntryScore(
@@ -172,7 +176,7 @@ def score_entry(
         context=tuple(example.context.frame[0].tolist()),
         target=tuple(example.target.frame[0].tolist()),
         metrics=scored,
-        draw_std={name: float(values.std(unbiased=False)) for name, values in by_draw.items()},
+        draw_std={n: float(v.std(unbiased=False)) for n, v in by_draw.items() if bool(v.isfinite().all())},
         first=first,
         images=quantised(first.image).cpu(),
         seconds=seconds,

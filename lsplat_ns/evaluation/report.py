@@ -20,19 +20,21 @@ from lsplat_ns.evaluation.pages import (
     write_page,
 )
 from lsplat_ns.evaluation.plots import quality_by_distance, quality_histograms
-from lsplat_ns.evaluation.protocol import MEAN, NEAREST, OURS
+from lsplat_ns.evaluation.protocol import MEAN, NEAREST, OURS, SPLAT
 from lsplat_ns.evaluation.published import TIMES, PublishedRow, PublishedTable, tables_for
 from lsplat_ns.evaluation.results import ALL, PREDICTIONS, TRUTHS, EntryResult, read_results
 from lsplat_ns.evaluation.scene_pages import illustrated_scenes, scene_page_name, write_scene_page
+from lsplat_ns.evaluation.set_distances import ENOUGH_IMAGES
 
 IMAGE_METRICS = ("psnr", "ssim", "lpips", "dists")
 SET_METRICS = ("fid", "kid")
+SCORED = (OURS, SPLAT, NEAREST, MEAN)
 PARTS = {"encode": "Encode two views, once per scene", "splat": "Splat one view", "decode": "Decode one view"}
 THUMBNAIL = 200
 PICTURES = """Pictures are cut off to 8 bits before they are compared, as in the original, which reads its PNG files
 back. A metric is averaged over the targets of an entry, then over entries; ± is the standard deviation over entries."""
-YARDSTICKS = """No network: for each target a copy of the context view whose camera is nearest, and the mean of the
-context views. FID and KID are measured of predictions only."""
+OTHERS = """Splatted colour: the Gaussians as they are rendered, without the decoder. No network: for each target a copy
+of the context view whose camera is nearest, and the mean of the context views. FID and KID are of predictions only."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_report(folder: Path, summary: dict[str, Any], context: ReportContext) 
         columns=metric_columns([*IMAGE_METRICS, *SET_METRICS]),
         image_columns=metric_columns(image_metrics),
         groups=[_own_rows(measured, summary, context), *(_published_rows(t, summary, measured) for t in tables)],
-        notes=[*unavailable_notes(summary["unavailable"]), *(f"{t.title}: {note}" for t in tables for note in t.notes)],
+        notes=[*measured_notes(summary), *(f"{t.title}: {note}" for t in tables for note in t.notes)],
         by_kind=_kind_groups(summary, context, image_metrics),
         plots=_plots(results, image_metrics),
         times=_times(summary),
@@ -95,19 +97,23 @@ def write_report(folder: Path, summary: dict[str, Any], context: ReportContext) 
         skip_counts=_skip_counts(summary["skipped"]),
         definitions=[
             ("Pictures", PICTURES),
-            ("Yardsticks", YARDSTICKS),
+            ("Other rows", OTHERS),
             *((info.label, info.definition) for info in METRICS.values()),
         ],
     )
     return page
 
 
-def unavailable_notes(unavailable: dict[str, str]) -> list[str]:
-    """One line per reason why metrics were not measured."""
+def measured_notes(summary: dict[str, Any]) -> list[str]:
+    """One line per reason why metrics were not measured, and one where FID and KID are of few images."""
     by_reason: dict[str, list[str]] = {}
-    for name, why in unavailable.items():
+    for name, why in summary["unavailable"].items():
         by_reason.setdefault(why, []).append(METRICS[name].label)
-    return [f"Not measured: {' and '.join(labels)}: {why}" for why, labels in by_reason.items()]
+    notes = [f"Not measured: {' and '.join(labels)}: {why}" for why, labels in by_reason.items()]
+    images = summary["distances"].get("images", ENOUGH_IMAGES)
+    if images < ENOUGH_IMAGES:
+        notes.append(f"FID and KID are of {images} images: below {ENOUGH_IMAGES} they compare with nothing elsewhere.")
+    return notes
 
 
 def _measured(summary: dict[str, Any]) -> dict[str, float]:
@@ -131,9 +137,8 @@ def _facts(summary: dict[str, Any], context: ReportContext) -> list[tuple[str, s
 def _own_rows(measured: dict[str, float], summary: dict[str, Any], context: ReportContext) -> dict[str, Any]:
     scored = summary["metrics"][ALL]
     rows = []
-    for what, name in ((OURS, f"{context.method}, this run"), (NEAREST, NEAREST), (MEAN, MEAN)):
-        if what not in scored:
-            continue
+    for what in (what for what in SCORED if what in scored):
+        name = f"{context.method}, this run" if what == OURS else what
         cells = [_cell(metric, scored[what].get(metric)) for metric in IMAGE_METRICS]
         cells += [{"text": number(metric, measured.get(metric) if what == OURS else None)} for metric in SET_METRICS]
         rows.append({"name": name, "note": "", "cells": cells, "source": "measured here"})
@@ -173,11 +178,12 @@ def _kind_groups(summary: dict[str, Any], context: ReportContext, metrics: Seque
     groups = []
     for kind in (kind for kind in summary["metrics"] if kind != ALL):
         rows = []
-        for what, name in ((OURS, context.method), (NEAREST, NEAREST), (MEAN, MEAN)):
+        for what in SCORED:
             scored = summary["metrics"][kind].get(what)
             if scored:
                 cells = [_cell(metric, scored.get(metric)) for metric in metrics]
-                source = f"{scored['psnr']['count']} entries"
+                source = f"{max(value['count'] for value in scored.values())} entries"
+                name = context.method if what == OURS else what
                 rows.append({"name": name, "note": "", "cells": cells, "source": source})
         groups.append({"style": "ours", "title": kind.capitalize(), "rows": rows})
     return groups

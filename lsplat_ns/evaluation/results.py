@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.evaluation.metrics import METRICS
-from lsplat_ns.evaluation.protocol import OURS, EntryScore, Kind
+from lsplat_ns.evaluation.protocol import OURS, SPLAT, EntryScore, Kind
 
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
 PREDICTIONS, TRUTHS = Path("images/prediction"), Path("images/truth")
@@ -121,6 +121,10 @@ class EvaluationFolder:
         """True views, and context views."""
         return self.root / TRUTHS
 
+    def holds(self, key: Key, metrics: Collection[str]) -> bool:
+        """Whether an entry is there with these metrics of the prediction."""
+        return key in self.done and set(metrics) <= self.done[key].metrics[OURS].keys()
+
     def add(self, result: EntryResult) -> None:
         """Append one entry; what an interruption leaves of a line is ignored when it is read.
 
@@ -146,17 +150,18 @@ def _ends_with_newline(path: Path) -> bool:
 
 
 def read_results(folder: Path) -> list[EntryResult]:
-    """The whole lines of an evaluation's results, in the order they were written."""
+    """The whole lines of an evaluation's results, in the order they were written; the last one of each entry."""
     path = folder / RESULTS
     if not path.is_file():
         return []
-    found = []
+    found = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(EntryResult.parse(line))
+            result = EntryResult.parse(line)
         except (ValueError, TypeError, KeyError):
             continue  # torn by an interruption; that entry is evaluated again
-    return found
+        found[result.key] = result
+    return list(found.values())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -187,7 +192,11 @@ def summarise(results: list[EntryResult]) -> dict[str, Any]:
         ``seconds``: part -> median, mean, count; and counts.
     """
     kinds = sorted({kind for result in results for kind in result.kinds}, reverse=True)
-    scored = {what: list(values) for result in results[:1] for what, values in result.metrics.items()}
+    scored: dict[str, list[str]] = {}
+    for result in results:
+        for what, values in result.metrics.items():
+            known = scored.setdefault(what, [])
+            known += [name for name in values if name not in known]
     metrics: dict[str, Any] = {}
     for kind in [ALL, *kinds]:
         metrics[kind] = {
@@ -248,13 +257,17 @@ def flat_results(summary: dict[str, Any], everything: bool) -> dict[str, Any]:
     Args:
         summary: Of ``evaluate.finish``.
         everything: Also ``<metric>_std``, FID and KID, and the parts of the summary that are no plain numbers.
+
+    Returns:
+        ``psnr`` and so on; ``psnr_splat`` and so on of the splatted colour; ``entries``; and what is asked for.
     """
-    scored = summary["metrics"][ALL][OURS]
+    scored = summary["metrics"][ALL]
     flat: dict[str, Any] = {"entries": float(summary["entries"])}
-    for name, value in scored.items():
+    for name, value in scored[OURS].items():
         flat[name] = value["mean"]
         if everything:
             flat[f"{name}_std"] = value["std"]
+    flat |= {f"{name}_splat": value["mean"] for name, value in scored[SPLAT].items()}
     if everything:
         flat |= {name: summary["distances"][name] for name in ("fid", "kid") if name in summary["distances"]}
         kept = ("targets", "targets_that_are_context_views", "metrics", "seconds", "scenes", "skipped", "unavailable")

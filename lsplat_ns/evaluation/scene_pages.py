@@ -35,7 +35,11 @@ from lsplat_ns.evaluation.results import PREDICTIONS, TRUTHS, EntryResult, read_
 
 SCENES, FIGURES, VIDEOS = "scenes", "figures", "videos"
 PICTURES = ("truth", "prediction", "difference", "splat", "depth", "uncertainty")
-CAPTIONS = {"uncertainty": "uncertainty (dark: unsure)", "depth": "depth (red: near)"}
+CAPTIONS = {
+    "difference": "difference (black: none)",
+    "depth": "depth (red: near)",
+    "uncertainty": "uncertainty (dark: unsure)",
+}
 
 
 def illustrated_scenes(folder: Path, by_scene: Mapping[str, Sequence[EntryResult]]) -> dict[str, list[EntryResult]]:

@@ -15,7 +15,7 @@ from lsplat_ns.evaluation.entries import EvaluationData
 from lsplat_ns.evaluation.evaluate import Evaluation, EvaluationOutcome, evaluate_entries, finish
 from lsplat_ns.evaluation.metrics import METRICS, find_image_metrics
 from lsplat_ns.evaluation.protocol import OURS
-from lsplat_ns.evaluation.report import ReportContext, unavailable_notes, write_report
+from lsplat_ns.evaluation.report import ReportContext, measured_notes, write_report
 from lsplat_ns.evaluation.results import ALL, EntryResult, EvaluationFolder
 from lsplat_ns.geometry.validation_trajectories import Trajectory
 from lsplat_ns.latentsplat import LatentSplat
@@ -87,10 +87,12 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
         network, data, output, scenes=options.illustrated, videos=options.video,
         seed=options.seed if options.sample else None,
     )  # fmt: skip
-    evaluation = Evaluation(network, data, found, options.sample, options.seed, on_score=illustrator.show)
+    evaluation = Evaluation(network, data, found, options.sample, options.seed, on_draw=illustrator.show)
     if folder.done:
         console.print(f"Going on in {output}: {len(folder.done)} entries are done", highlight=False)
     outcome = _evaluate_with_progress(evaluation, folder, console)
+    if outcome.finished:
+        _illustrate_the_rest(evaluation, folder, illustrator, console)
     summary = _finish_with_progress(evaluation, outcome, options, console)
     with console.status("Writing the report"):
         page = write_report(output, summary, _report_context(stored, config, settings))
@@ -176,6 +178,19 @@ def _evaluate_with_progress(evaluation: Evaluation, folder: EvaluationFolder, co
         return evaluate_entries(evaluation, folder, on_entry=on_entry)
 
 
+def _illustrate_the_rest(
+    evaluation: Evaluation, folder: EvaluationFolder, illustrator: Illustrator, console: Any
+) -> None:
+    """Pages and videos of entries that an earlier call evaluated without them."""
+    entries = [entry for entry in illustrator.missing() if entry.key in folder.done]
+    with _progress(console) as progress:
+        task = progress.add_task("Illustrating", total=len(entries), note="", visible=bool(entries))
+        for entry in entries:
+            loaded = evaluation.data.load(entry)
+            illustrator.show(entry, loaded, evaluation.draw(entry, loaded.example.to(evaluation.device)))
+            progress.advance(task)
+
+
 def _finish_with_progress(
     evaluation: Evaluation, outcome: EvaluationOutcome, options: EvaluationOptions, console: Any
 ) -> dict[str, Any]:
@@ -232,6 +247,6 @@ def _print_summary(summary: dict[str, Any], page: Path) -> None:
         print(f"FID {found['fid']:.2f}, KID {found['kid']:.4f} of {found['images']} images")
     if summary["skipped"]:
         print(f"Left out {len(summary['skipped'])}; summary.json and the report say which and why")
-    for note in unavailable_notes(summary["unavailable"]):
+    for note in measured_notes(summary):
         print(note)
     print(f"Report: {page}")

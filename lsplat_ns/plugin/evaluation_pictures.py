@@ -17,11 +17,12 @@ from lsplat_ns.evaluation.entries import Entry, EvaluationData, LoadedEntry, spr
 from lsplat_ns.evaluation.illustration import (
     TargetMaps,
     depth_picture,
+    layout_file,
     shown_targets,
     uncertainty_picture,
     write_illustration,
 )
-from lsplat_ns.evaluation.protocol import EntryScore, entry_seed
+from lsplat_ns.evaluation.protocol import Draw, entry_seed
 from lsplat_ns.evaluation.scene_pages import VIDEOS, video_stem
 from lsplat_ns.geometry.validation_trajectories import Trajectory, validation_trajectory
 from lsplat_ns.latentsplat import LatentSplat
@@ -61,19 +62,30 @@ class Illustrator:
         for entry in data.entries:
             if entry.scene in chosen:
                 by_scene[entry.scene].append(entry)
-        self._wanted = {entry.key for entries in by_scene.values() for entry in entries[:ENTRIES_PER_SCENE]}
+        self._wanted = {entry.key: entry for entries in by_scene.values() for entry in entries[:ENTRIES_PER_SCENE]}
         self._network, self._root, self._videos, self._seed = network, root, videos, seed
 
+    def missing(self) -> list[Entry]:
+        """Entries to illustrate whose pictures or videos are not there, as when they were not asked for before."""
+        return [entry for entry in self._wanted.values() if not all(file.is_file() for file in self._files(entry))]
+
+    def _files(self, entry: Entry) -> list[Path]:
+        layout = layout_file(self._root, entry.scene, entry.choice.context, entry.choice.target)
+        return [layout, *(video_file(self._stem(entry), name) for name in self._videos)]
+
+    def _stem(self, entry: Entry) -> Path:
+        return self._root / VIDEOS / video_stem(entry.scene, entry.choice.context)
+
     @torch.no_grad()
-    def show(self, entry: Entry, loaded: LoadedEntry, score: EntryScore) -> None:
+    def show(self, entry: Entry, loaded: LoadedEntry, draw: Draw) -> None:
         """Illustrate an entry if it is one of those."""
         if entry.key not in self._wanted:
             return
-        device = score.first.image.device
-        shown = with_spread(score.first.gaussians, score.first.distribution.features)
+        device = draw.image.device
+        shown = with_spread(draw.gaussians, draw.distribution.features)
         target = loaded.example.target.to(device)
         maps = []
-        for i in shown_targets(len(score.target)):
+        for i in shown_targets(len(entry.choice.target)):
             view = view_outputs(
                 self._network, shown, target.cameras.select([i]), target.size, short_side=min(target.size),
                 decode=False, seed=None, units_per_network_unit=1.0, background=torch.zeros(3),
@@ -81,11 +93,15 @@ class Illustrator:
             splat, depth, uncertainty = (
                 view[name].float().cpu().numpy() for name in ("rgb_splat", "depth", "uncertainty")
             )
-            maps.append(TargetMaps(score.target[i], splat, depth[..., 0].clip(1e-6), uncertainty[..., 0]))
+            maps.append(TargetMaps(entry.choice.target[i], splat, depth[..., 0].clip(1e-6), uncertainty[..., 0]))
         write_illustration(self._root, loaded, maps)
         seed = None if self._seed is None else entry_seed(entry.scene, entry.choice.context, self._seed)
-        stem = self._root / VIDEOS / video_stem(entry.scene, entry.choice.context)
-        write_videos(self._network, shown, loaded.example.context.to(device), self._videos, stem, seed)
+        write_videos(self._network, shown, loaded.example.context.to(device), self._videos, self._stem(entry), seed)
+
+
+def video_file(stem: Path, name: Trajectory) -> Path:
+    """The file of a camera path's video."""
+    return stem.with_name(f"{stem.name}_{name}.mp4")
 
 
 def write_videos(
@@ -110,7 +126,7 @@ def write_videos(
         SceneDataError: If a file cannot be written.
     """
     for name in names:
-        path = stem.with_name(f"{stem.name}_{name}.mp4")
+        path = video_file(stem, name)
         if not path.is_file():
             write_video(path, _frames(network, shown, context, name, seed), FRAMES_PER_SECOND)
 
