@@ -32,8 +32,11 @@ LABELS, PLOT = 2.2, 2.2
 """Inches: width of a scene's label and of each of its two plots."""
 PORTRAIT = 0.7
 """Frames narrower than this (width over height) stand in one line, others in two."""
-MOST_FRUSTA = 24
-"""Cameras that are drawn as frusta beside those of context and targets; the path shows the others."""
+FRUSTUM = 0.14
+"""Depth of a drawn frustum, as a share of the plot."""
+FEWEST_FRUSTA, MOST_FRUSTA = 4, 24
+"""Cameras that are drawn as frusta beside those of context and targets, as many as stand side by side along the path;
+the path itself shows the others."""
 DOTS_PER_INCH = 110
 GLYPHS_SAFE = 26
 """Characters of a scene id that fit beside its frames."""
@@ -222,13 +225,13 @@ def _draw_cameras(axes: Axes, row: SheetRow, places: Tensor, vertical: int) -> N
     plane = [0, vertical]
     centres = places[:, :3, 3]
     extent = float(max((centres.max(0).values - centres.min(0).values).max(), 1e-6))
-    corners = _frustum_corners(row.video.intrinsics_norm, places, 0.14 * extent)
+    corners = _frustum_corners(row.video.intrinsics_norm, places, FRUSTUM * extent)
     path = centres[:, plane].tolist()
     line = [*path, path[0]] if row.video.circular else path
     axes.plot(*zip(*line, strict=True), color="#ced4da", linewidth=1.2, zorder=1)
     named = [frame for frame in range(len(path)) if row.color(frame) != OTHER]
-    quiet = [frame for frame in _evenly(len(path), MOST_FRUSTA) if frame not in named]
-    for frames, width, order in ((quiet, 0.6, 2), (named, 1.6, 3)):
+    quiet = [frame for frame in _side_by_side(centres, corners) if frame not in named]
+    for frames, width, order in ((quiet, 0.8, 2), (named, 1.6, 3)):
         lines, colors = [], []
         for frame in frames:
             tip, ring = path[frame], corners[frame][:, plane].tolist()
@@ -244,6 +247,13 @@ def _draw_cameras(axes: Axes, row: SheetRow, places: Tensor, vertical: int) -> N
     for spine in axes.spines.values():
         spine.set_color("#dee2e6")
     _draw_scale(axes, half)
+
+
+def _side_by_side(centres: Tensor, corners: Tensor) -> list[int]:
+    """Evenly chosen cameras, as many as their frusta find room along the path of all centres [n, 3]."""
+    across = float((corners[:, 1] - corners[:, 0]).norm(dim=-1).median())
+    length = float((centres[1:] - centres[:-1]).norm(dim=-1).sum())
+    return _evenly(len(centres), min(max(round(length / across), FEWEST_FRUSTA), MOST_FRUSTA))
 
 
 def _frustum_corners(intrinsics_norm: Tensor, places: Tensor, depth_z: float) -> Tensor:

@@ -14,9 +14,6 @@ from lsplat_ns.data.sources import SceneSource
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
 
-FEWEST_FRAMES = 3
-"""Two context views and a target."""
-
 Entries = Mapping[str, Sequence[FrameChoice]]
 """An evaluation index: entries by scene."""
 
@@ -31,6 +28,8 @@ class InspectionConfig:
     """Scenes with a wider field of view are skipped in training."""
     deep: bool = False
     """Decode every frame, instead of reading its header."""
+    fewest_frames: int = 3
+    """Two context views and a target, for training; a capture is shown from two."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def inspect_video(
     if small:
         smallest = min((sizes[frame] for frame in small), key=lambda size: size[0] * size[1])
         note("image size", f"{_listed(small)} below {width}x{height}, the smallest {smallest[1]}x{smallest[0]}")
-    if len(video) < FEWEST_FRAMES:
-        note("too short", f"{len(video)} frames; two context views and a target need at least {FEWEST_FRAMES}")
+    if len(video) < config.fewest_frames:
+        note("too short", f"{len(video)} frames; two context views and a target need at least {config.fewest_frames}")
     if span < SMALLEST_BASELINE:
         note("no baseline", f"all cameras within {span:.2g} of one another; there is no parallax")
     if fov > config.max_fov_degrees:

@@ -97,7 +97,7 @@ def read_photo(path: Path, fov_degrees: float | None = None) -> Photo:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
-            with Image.open(path, formats=_formats(path)) as picture:
+            with Image.open(path, formats=formats_of(path)) as picture:
                 stored_size = picture.size
                 exif = _exif(picture)
                 frames = getattr(picture, "n_frames", 1) if picture.format != "MPO" else 1
@@ -128,8 +128,13 @@ def describe_photos(photos: Sequence[Photo]) -> list[str]:
     return lines
 
 
-def _formats(path: Path) -> list[str]:
-    """The formats to try; registers pillow-heif's where the file needs it."""
+def formats_of(path: Path) -> list[str]:
+    """The formats of :data:`FORMATS` to try; registers pillow-heif's where the file needs it.
+
+    Raises:
+        OSError: If the file cannot be read.
+        MissingExtra: If it is HEIC and pillow-heif is not installed.
+    """
     with path.open("rb") as file:
         head = file.read(12)
     Image.init()
@@ -154,6 +159,19 @@ def _upright_srgb(picture: Image.Image) -> np.ndarray:
     """Pixels uint8 [height, width, 3] with the longer side at most :data:`LONGEST_SIDE`."""
     profile = picture.info.get("icc_profile")
     picture = ImageOps.exif_transpose(picture)
+    if profile and picture.mode in ("RGB", "CMYK") and not picture.has_transparency_data:
+        picture = _from_profile(picture, profile)
+    picture = eight_bit_rgb(picture)
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def eight_bit_rgb(picture: Image.Image) -> Image.Image:
+    """A picture in mode RGB: 16 bits of grey become 8, transparency stands on white.
+
+    Raises:
+        ValueError: If its pixels are floating-point numbers.
+    """
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed brightness")
     if picture.mode.startswith("I"):  # 16 bits of grey; Pillow would clip them
@@ -161,11 +179,7 @@ def _upright_srgb(picture: Image.Image) -> np.ndarray:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-    elif profile and picture.mode in ("RGB", "CMYK"):
-        picture = _from_profile(picture, profile)
-    picture = picture.convert("RGB")
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    return picture.convert("RGB")
 
 
 def _from_profile(picture: Image.Image, profile: bytes) -> Image.Image:

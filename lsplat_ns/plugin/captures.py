@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
 from lsplat_ns.data.batches import PreparationConfig, baseline_of, cameras_of
 from lsplat_ns.data.pair_selection import ONE_PLACE, choose_context
+from lsplat_ns.data.photos import eight_bit_rgb, formats_of
 from lsplat_ns.data.posed_video import PosedVideo
+from lsplat_ns.data.transforms_json import check_transforms
 from lsplat_ns.data.undistortion import Lens, PinholeView
 from lsplat_ns.data.view_sampling import FrameChoice, spread_choice
 from lsplat_ns.errors import ConfigError, SceneDataError
@@ -75,15 +78,17 @@ class _Photo:
         stated_height, stated_width = self.camera_size
         height, width = size
         if abs(width * stated_height / (height * stated_width) - 1) > LARGEST_ASPECT_ERROR:
+            turned = abs(height * stated_height / (width * stated_width) - 1) <= LARGEST_ASPECT_ERROR
             raise SceneDataError(
                 f"{self.file} has {width}x{height} pixels, but its camera is one for {stated_width}x{stated_height}"
+                + ("; turn its pixels: nerfstudio does not follow the EXIF orientation" if turned else "")
             )
         return _pinhole_view(self.intrinsics, self.distortion, self.lens, size)
 
     def picture(self) -> np.ndarray:
         """The pinhole picture uint8 [height, width, 3]."""
         with self._open() as photo:
-            return self.pinhole(photo.size[::-1]).apply(_rgb(photo))
+            return self.pinhole(photo.size[::-1]).apply(np.asarray(eight_bit_rgb(photo)))
 
     def picture_size(self) -> tuple[int, int]:
         """Its (height, width), without decoding the photo."""
@@ -93,10 +98,13 @@ class _Photo:
     @contextmanager
     def _open(self) -> Iterator[Image.Image]:
         try:
-            with Image.open(self.file) as photo:
+            with Image.open(self.file, formats=formats_of(self.file)) as photo:
                 yield photo
-        except (OSError, Image.DecompressionBombError) as error:  # absent, no image, cut off, or a bomb
-            raise SceneDataError(f"cannot read image {self.file}: {str(error).splitlines()[0]}") from None
+        except Image.UnidentifiedImageError:
+            raise SceneDataError(f"cannot read image {self.file}: it is no picture") from None
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+            raise SceneDataError(f"cannot read image {self.file}: {reason}") from None
 
 
 @lru_cache(maxsize=256)
@@ -204,6 +212,9 @@ def generated_files(data: Path) -> frozenset[Path]:
 
 def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
     """What the dataparser says of its splits. A capture may lack a split, but not all of them."""
+    file = data / "transforms.json" if data.is_dir() else data
+    if isinstance(dataparser.config, NerfstudioDataParserConfig) and file.exists():
+        check_transforms(file)
     splits, reasons = [], []
     for split in ("train", "val", "test"):
         try:
@@ -247,11 +258,3 @@ def _refuse_one_place(data: Path, poses: torch.Tensor, transform: torch.Tensor, 
     original = Similarity(1.0, transform[:, :3], transform[:, 3]).inverse().apply_to_points(poses[:, :3, 3] / scale)
     if baseline_of(poses) / scale <= ONE_PLACE * float(original.abs().max()):
         raise SceneDataError(ONE_CAMERA_PLACE.format(data))
-
-
-def _rgb(photo: Image.Image) -> np.ndarray:
-    """uint8 [height, width, 3]; transparent pixels on white, as nerfstudio shows them."""
-    if photo.mode in ("RGBA", "LA", "P"):
-        white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
-        photo = Image.alpha_composite(white, photo.convert("RGBA"))
-    return np.asarray(photo.convert("RGB"))

@@ -1,13 +1,17 @@
 """``lsplat inspect``: the health of any dataset, captures included."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
+from lsplat_ns.data.batches import PreparationConfig
 from lsplat_ns.data.inspection import InspectionConfig, SplitInspection, inspect_source
 from lsplat_ns.data.inspection_report import print_report, write_contact_sheet
 from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.data.sources import VideoList
 from lsplat_ns.data.survey import survey
+from lsplat_ns.data.view_sampling import FrameChoice
+from lsplat_ns.errors import SceneDataError
 
 
 def inspect_dataset(
@@ -37,7 +41,11 @@ def inspect_dataset(
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        splits = [open_capture(data)] if layout_of(data) == "capture" else survey(data)
+        if layout_of(data) == "capture":
+            splits = [name_context(open_capture(data), config.image_size)]
+            config = replace(config, fewest_frames=2)
+        else:
+            splits = survey(data)
         for split in splits:
             task = progress.add_task(f"Inspecting {split.name}", total=len(split.source.scenes) if split.source else 0)
             inspect_source(split, config, lambda task=task: progress.advance(task))
@@ -45,7 +53,8 @@ def inspect_dataset(
     count = print_report(splits, console, most_items)
     if sheet is not None and scenes > 0:
         drawn = write_contact_sheet(splits, sheet, data.resolve().name, scenes)
-        console.print(f"Drew {drawn} scenes into {sheet}" if drawn else "No scene can be drawn.", markup=False)
+        what = "1 scene" if drawn == 1 else f"{drawn} scenes"
+        console.print(f"Drew {what} into {sheet}" if drawn else "No scene can be drawn.", markup=False)
     return count
 
 
@@ -61,3 +70,17 @@ def open_capture(capture: Path) -> SplitInspection:
 
     video = video_from_dataparser(NerfstudioDataParserConfig(data=capture).setup())
     return SplitInspection("capture", VideoList((video,)))
+
+
+def name_context(split: SplitInspection, image_size: tuple[int, int]) -> SplitInspection:
+    """Put the views that a network of ``image_size`` (height, width) is shown of a capture in an entry's place."""
+    from lsplat_ns.plugin.captures import best_pair
+
+    (video,) = split.source.videos
+    try:
+        context = best_pair(video, PreparationConfig(image_size=image_size))
+    except SceneDataError:
+        return split  # a frame is unreadable, which the inspection reports
+    split.entries = {video.scene: [FrameChoice(context, ())]}
+    split.notes.append(f"the network is shown frames {context[0]} and {context[1]}, unless others are stated (context)")
+    return split

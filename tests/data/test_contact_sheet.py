@@ -9,7 +9,15 @@ import torch
 from damage import camera_rows
 from PIL import Image
 
-from lsplat_ns.data.contact_sheet import CONTEXT, TARGET, SheetRow, _upright, draw_contact_sheet
+from lsplat_ns.data.contact_sheet import (
+    CONTEXT,
+    TARGET,
+    SheetRow,
+    _frustum_corners,
+    _side_by_side,
+    _upright,
+    draw_contact_sheet,
+)
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
@@ -79,6 +87,20 @@ def test_seen_from_above_a_level_circle_is_round_and_from_the_side_flat() -> Non
     )
     inwards = places[:, :3, 2]
     torch.testing.assert_close(inwards, -centres / 3, atol=1e-5, rtol=0)
+
+
+def test_frusta_of_many_cameras_stand_side_by_side() -> None:
+    along = torch.linspace(0, 1, 200, dtype=torch.float64)
+    places = torch.eye(4, dtype=torch.float64).repeat(200, 1, 1)
+    places[:, 0, 3] = along
+    intrinsics = torch.tensor([[0.7, 0, 0.5], [0, 0.7, 0.5], [0, 0, 1]], dtype=torch.float64).expand(200, 3, 3)
+    drawn = _side_by_side(places[:, :3, 3], _frustum_corners(intrinsics, places, 0.14))
+    apart = along[drawn].diff()
+    assert drawn[0] == 0 and drawn[-1] == 199 and float(apart.min()) > 0.14 / 0.7 and len(drawn) == 5
+    round_table = turntable(200)
+    places = _upright(round_table.world_from_camera)
+    corners = _frustum_corners(round_table.intrinsics_norm, places, 0.14 * 6)
+    assert 12 < len(_side_by_side(places[:, :3, 3], corners)) <= 24
 
 
 def test_a_full_disk_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

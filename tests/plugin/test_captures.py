@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -200,6 +201,67 @@ def test_photos_are_undistorted_as_nerfstudios_full_image_datamanager_does(
     assert (pixels[:2, 2] - torch.tensor([width / 2, height / 2])).abs().max() <= 0.51
 
 
+# --------------------------------------------------------------------------------------- photos of every kind
+
+
+def restored(folder: Path, frame: int, change: Callable[[Image.Image], Image.Image], suffix: str = ".png") -> Path:
+    """The capture with one photo stored in another way."""
+    meta = json.loads((folder / "transforms.json").read_text())
+    entry = meta["frames"][frame]
+    photo = Image.open(folder / entry["file_path"])
+    entry["file_path"] = str(Path(entry["file_path"]).with_suffix(suffix))
+    change(photo).save(folder / entry["file_path"])
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    return folder
+
+
+def see_through(photo: Image.Image) -> Image.Image:
+    photo.putalpha(0)
+    return photo
+
+
+def sixteen_bits(photo: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(photo.convert("L")).astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize(
+    ("change", "suffix", "expected"),
+    [
+        (lambda photo: photo.convert("L"), ".png", lambda photo: photo.convert("L").convert("RGB")),
+        (sixteen_bits, ".png", lambda photo: photo.convert("L").convert("RGB")),
+        (sixteen_bits, ".tiff", lambda photo: photo.convert("L").convert("RGB")),
+        (see_through, ".png", lambda photo: Image.new("RGB", photo.size, "white")),
+        (see_through, ".webp", lambda photo: Image.new("RGB", photo.size, "white")),
+        (lambda photo: photo.convert("P"), ".png", lambda photo: photo.convert("P").convert("RGB")),
+    ],
+    ids=["grey", "16 bits", "16 bits tiff", "transparent", "transparent webp", "palette"],
+)
+def test_photos_of_every_kind_become_rgb(
+    tmp_path: Path, change: Callable, suffix: str, expected: Callable[[Image.Image], Image.Image]
+) -> None:
+    folder = write_capture(tmp_path / "my photos – 写真", frames=range(3))  # a space, and letters of other scripts
+    original = Image.open(folder / "images" / "frame_00001.png")
+    original.load()
+    video = scene_of(restored(folder, 1, change, suffix), (0, 2)).video
+    np.testing.assert_array_equal(video.read_image(1), np.asarray(expected(original)))
+
+
+def test_every_frame_may_have_a_camera_and_a_size_of_its_own(tmp_path: Path) -> None:
+    """As Polycam and Record3D write it; a point cloud that is named but absent is no reason to refuse."""
+    folder = write_capture(tmp_path / "polycam", frames=range(4), ply_file_path="absent.ply")
+    meta = json.loads((folder / "transforms.json").read_text())
+    camera = {key: meta.pop(key) for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")}
+    for number, entry in enumerate(meta["frames"]):
+        entry |= {key: int(value * (1 + number % 2)) if key in "wh" else value * (1 + number % 2)
+                  for key, value in camera.items()}  # fmt: skip
+    (folder / "transforms.json").write_text(json.dumps(meta))
+    for frame in (1, 3):
+        restored(folder, frame, lambda photo: photo.resize((2 * photo.width, 2 * photo.height)))
+    video = scene_of(folder, (0, 2)).video
+    assert [video.read_size(frame) for frame in range(4)] == [(64, 96), (128, 192)] * 2
+    torch.testing.assert_close(video.intrinsics_norm, video.intrinsics_norm[:1].expand(4, 3, 3))
+
+
 # ------------------------------------------------------------------------------------------------ choice of views
 
 
@@ -292,6 +354,11 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
     (missing / "images" / "frame_00002.png").unlink()
     cut = write_capture(tmp_path / "cut", frames=range(4))
     (cut / "images" / "frame_00002.png").write_bytes((cut / "images" / "frame_00002.png").read_bytes()[:900])
+    no_picture = write_capture(tmp_path / "text", frames=range(4))
+    (no_picture / "images" / "frame_00002.png").write_text("%!PS-Adobe-3.0 EPSF-3.0")  # would start another program
+    no_pose = write_capture(tmp_path / "pose", frames=range(4))
+    frames = json.loads((no_pose / "transforms.json").read_text())["frames"]
+    rewritten(no_pose, {"frames": [*frames[:2], {"file_path": frames[2]["file_path"]}, frames[3]]})
     turned = write_capture(tmp_path / "turned", frames=range(4))
     Image.open(turned / "images" / "frame_00002.png").rotate(90, expand=True).save(
         turned / "images" / "frame_00002.png"
@@ -316,7 +383,9 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
         (sphere, ["equirectangular", "pinhole"]),
         (missing, ["cannot read image", "frame_00002.png"]),
         (cut, ["cannot read image", "frame_00002.png"]),
-        (turned, ["frame_00002.png", "64x96 pixels", "96x64"]),
+        (no_picture, ["cannot read image", "frame_00002.png", "no picture"]),
+        (no_pose, ["transforms.json", "frame 2 of the list", "transform_matrix"]),
+        (turned, ["frame_00002.png", "64x96 pixels", "96x64", "turn its pixels"]),
         (small, ["48x32", "64x64"]),
     ):
         with pytest.raises(SceneDataError) as raised:

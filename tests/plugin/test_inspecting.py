@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from damage import cut_in_half
 from demo_captures import write_capture
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from parity import SHARED
-from PIL import Image
+from PIL import Image, ImageColor
 from re10k_chunks import scene as stored_scene
 from re10k_chunks import write as write_chunks
 
 from lsplat_ns.cli import main
+from lsplat_ns.data.batches import PreparationConfig
+from lsplat_ns.data.contact_sheet import CONTEXT
+from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser
 
 
 @pytest.fixture
@@ -58,7 +64,21 @@ def test_bad_items_end_with_exit_code_1_and_one_line_each(
 def test_captures_are_inspected_through_nerfstudio(lsplat, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     capture = write_capture(tmp_path / "capture")
     assert lsplat("inspect", capture, "--size", "64x64") == 0
-    assert "capture" in capsys.readouterr().out and Path("contact_sheet.png").is_file()
+    printed = capsys.readouterr().out
+    chosen = re.search(r"the network is shown frames (\d+) and (\d+)", printed)
+    assert chosen and Path("contact_sheet.png").is_file() and "Drew 1 scene into" in printed
+    scene = active_scene_from_dataparser(
+        NerfstudioDataParserConfig(data=capture).setup(), PreparationConfig(image_size=(64, 64)), CaptureContextConfig()
+    )
+    assert tuple(map(int, chosen.groups())) == scene.choice.context  # what ns-train latentsplat-encode would take
+    with Image.open("contact_sheet.png") as sheet:
+        colors = np.asarray(sheet.convert("RGB")).reshape(-1, 3)
+        assert (colors == ImageColor.getrgb(CONTEXT)).all(-1).sum() > 1000
+
+
+def test_a_capture_of_two_photos_is_healthy(lsplat, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert lsplat("inspect", write_capture(tmp_path / "two", frames=(2, 9)), "--size", "64x64", "--scenes", 0) == 0
+    assert "Nothing is wrong." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
