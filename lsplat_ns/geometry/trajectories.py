@@ -17,12 +17,11 @@ PathKind = Literal["orbit", "dolly", "truck", "pan", "spiral"]
 def rotation_between(start: Tensor, end: Tensor, fractions: Tensor) -> Tensor:
     """Rotations [n, 3, 3] on the shortest way from ``start`` to ``end`` [3, 3]; fractions [n] may leave [0, 1]."""
     relative = (start.T @ end).double()
-    cosine = ((relative.trace() - 1) / 2).clamp(-1, 1)
-    angle = torch.arccos(cosine)
     skew = (relative - relative.T) / 2
     sine = torch.linalg.norm(torch.stack([skew[2, 1], skew[0, 2], skew[1, 0]]))
     if sine < 1e-9:  # no rotation to speak of; half turns between two photos of one scene do not occur
         return start.expand(len(fractions), 3, 3)
+    angle = torch.atan2(sine, (relative.trace() - 1) / 2)  # arccos would turn rounding errors into 0.02 degrees
     axis = skew / sine
     angles = (angle * fractions.double())[:, None, None]
     steps = torch.eye(3, dtype=torch.float64) + angles.sin() * axis + (1 - angles.cos()) * (axis @ axis)

@@ -1,4 +1,4 @@
-"""Claims about the image metrics: the numbers of the libraries that the original calls, and clear words without weights."""
+"""Claims about image metrics: the numbers of the libraries that the original calls; clear words without weights."""
 
 from __future__ import annotations
 

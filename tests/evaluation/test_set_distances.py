@@ -1,4 +1,4 @@
-"""Claims about FID and KID: their formulas on given features, PNG files read in order, and clear words without weights."""
+"""Claims about FID and KID: formulas on given features, PNG files read in order, clear words without weights."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ def features(seed: int, count: int, shift: float = 0.0) -> np.ndarray:
 
 def test_fid_is_its_formula() -> None:
     real, fake = features(0, 200), features(1, 150, 0.3)
-    means, covariances = zip(
-        *((f.mean(0), np.cov(f.astype(np.float64), rowvar=False)) for f in (real, fake)), strict=True
-    )
+    means, covariances = [f.mean(0) for f in (real, fake)], [np.cov(f, rowvar=False) for f in (real, fake)]
     root = sqrtm(covariances[0] @ covariances[1]).real
     wanted = np.square(means[0] - means[1]).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
     assert frechet_distance(real, fake) == pytest.approx(wanted, rel=1e-4)
