@@ -409,13 +409,20 @@ class BenchData:
 
 @dataclass
 class BenchTraining:
-    """Time training steps of the published model, and their memory, beside what the original took on an H200."""
+    """Time training steps of a published model, and their memory, beside what the original took on an H200."""
 
+    model: Literal["latentsplat", "mvldm"] = "latentsplat"
+    """Which model. The original MV-LDM was not measured: its step stands beside a straightforward float32 one."""
     repeats: int = 10
     """Timed steps per row."""
 
     def run(self) -> int:
         """Print the table."""
+        if self.model == "mvldm":
+            from lsplat_ns.plugin.bench_mvldm_training import print_mvldm_training_benchmark
+
+            print_mvldm_training_benchmark(self.repeats)
+            return 0
         from lsplat_ns.plugin.bench_training import print_training_benchmark
 
         print_training_benchmark(self.repeats)
@@ -428,12 +435,14 @@ class BenchGeneration:
 
     repeats: int = 5
     """Timed calls per row."""
+    memory_gb: Optional[float] = None
+    """Use so much of the GPU's memory only, as if it had no more."""
 
     def run(self) -> int:
         """Print the table."""
         from lsplat_ns.plugin.bench_generation import print_generation_benchmark
 
-        print_generation_benchmark(self.repeats)
+        print_generation_benchmark(self.repeats, self.memory_gb)
         return 0
 
 

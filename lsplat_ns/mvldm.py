@@ -20,7 +20,8 @@ by group: ``diffusion/view_plan.py`` and ``diffusion/sampler.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,11 +34,14 @@ from lsplat_ns.diffusion.objective import TrainingDraw, denoising_loss
 from lsplat_ns.diffusion.ray_maps import RayMapConfig, ray_maps, relative_to
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
 from lsplat_ns.diffusion.schedule import solve
+from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.errors import ConfigError, ShapeMismatch
-from lsplat_ns.scene import Cameras, SceneBatch, Views, map_tensors
+from lsplat_ns.scene import Cameras, SceneBatch, Views
 
 DECODED_AT_ONCE = 4
 """Images per call of the decoder, whose activations need far more memory than its result."""
+ENCODED_AT_ONCE = 8
+"""The same of the encoder."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,26 @@ def tiny_multi_view_diffusion() -> MultiViewDiffusionConfig:
     )
 
 
+class _Pacing:
+    """Keeps the host one step ahead of a GPU and no more.
+
+    Then the GPU never waits for the host, and progress and cancellation are those of the step that runs. Left alone,
+    the host would queue dozens of steps at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._before: torch.cuda.Event | None = None
+        self._waits = device.type == "cuda"
+
+    def step(self) -> None:
+        """Call when a step is queued: waits for the one before it."""
+        if self._waits:
+            before, self._before = self._before, torch.cuda.Event()
+            self._before.record()
+            if before is not None:
+                before.synchronize()
+
+
 class MultiViewDiffusion(nn.Module):
     """Autoencoder and denoiser. The denoiser's state-dict keys are those of the published checkpoint.
 
@@ -95,7 +119,9 @@ class MultiViewDiffusion(nn.Module):
         self.fast_denoiser: Callable[[Tensor, Tensor, Conditioning, float], Tensor] | None = None
         """Stand-in for the guided denoiser; see ``lsplat_ns.mvldm_acceleration``."""
         self.autoencoder_dtype: torch.dtype | None = None
-        """Type that the autoencoder runs in (by autocast). None: float32."""
+        """Type that the autoencoder runs in (by autocast). None: float32; also from the first overflow on."""
+        self.autoencoder_waits_on_cpu = False
+        """Keep the autoencoder in main memory but while it is used, and give it one image at a time."""
 
     @property
     def size_multiple(self) -> int:
@@ -121,21 +147,58 @@ class MultiViewDiffusion(nn.Module):
             noise: Standard normal [b, v, c, h, w]. The published model always draws latents from their distribution;
                 None takes the most likely ones.
         """
-        with self._autocast(image):
-            distribution = map_tensors(self.autoencoder.encode(image), Tensor.float)
+        flat = image.flatten(0, 1)
+        moments = [
+            torch.cat(parts) for parts in zip(*self._in_parts(self._moments, flat, ENCODED_AT_ONCE), strict=True)
+        ]
+        distribution = DiagonalGaussian(*(moment.unflatten(0, image.shape[:2]) for moment in moments))
         latents = distribution.mode() if noise is None else distribution.sample(noise=noise)
         return self.config.latent_scale * latents
+
+    def _moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        distribution = self.autoencoder.encode(images)
+        return distribution.mean.float(), distribution.logvar.float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [b, t, 3, height, width] in [0, 1] of latents [b, t, c, h, w]."""
         flat = (latents / self.config.latent_scale).flatten(0, 1)
-        with self._autocast(latents):
-            images = torch.cat([self.autoencoder.decode(part).float() for part in flat.split(DECODED_AT_ONCE)])
+        images = torch.cat([image for (image,) in self._in_parts(self._decoded, flat, DECODED_AT_ONCE)])
         return images.clamp(0, 1).unflatten(0, latents.shape[:2])
 
-    def _autocast(self, tensor: Tensor) -> torch.autocast:
+    def _decoded(self, latents: Tensor) -> tuple[Tensor]:
+        return (self.autoencoder.decode(latents).float(),)
+
+    def _in_parts(
+        self, function: Callable[[Tensor], tuple[Tensor, ...]], tensor: Tensor, at_once: int
+    ) -> list[tuple[Tensor, ...]]:
+        """Results of a function of the autoencoder for parts of a batch."""
+        with self._autoencoder_on(tensor.device):
+            parts = tensor.split(1 if self.autoencoder_waits_on_cpu else at_once)
+            with self._autocast(tensor.device):
+                results = [function(part) for part in parts]
+            if self.autoencoder_dtype is None or all(
+                bool(each.isfinite().all()) for result in results for each in result
+            ):
+                return results
+            self.autoencoder_dtype = None  # float16 ends at 65504
+            with self._autocast(tensor.device):
+                return [function(part) for part in parts]
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """Also where training has switched it on for the denoiser, the type here is the autoencoder's own."""
         dtype = self.autoencoder_dtype
-        return torch.autocast(tensor.device.type, dtype, enabled=dtype is not None)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+    @contextmanager
+    def _autoencoder_on(self, device: torch.device) -> Iterator[None]:
+        if not self.autoencoder_waits_on_cpu:
+            yield
+            return
+        self.autoencoder.to(device)
+        try:
+            yield
+        finally:
+            self.autoencoder.to("cpu")
 
     def training_loss(self, batch: SceneBatch, draw: TrainingDraw) -> Tensor:
         """The loss of a training step, a float32 scalar. Differentiable to the denoiser alone.
@@ -189,8 +252,10 @@ class MultiViewDiffusion(nn.Module):
                 return self.fast_denoiser(noisy, levels, conditioning, config.guidance)
             return predict_guided_noise(self.denoiser, noisy, levels, conditioning, config.guidance)
 
+        pacing = _Pacing(latents.device)
         for done, stepped in enumerate(solve(predict, latents, config.solver), start=1):
             latents = stepped
+            pacing.step()
             notify(done)
         return self.decode(latents)
 

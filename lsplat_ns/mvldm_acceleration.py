@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lsplat_ns.acceleration import CapturedCall
 from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
+from lsplat_ns.diffusion.multiview_attention import SequenceAttention
+from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, NoText
 from lsplat_ns.mvldm import MultiViewDiffusion
 
 DENOISER_DTYPE = torch.bfloat16
 AUTOENCODER_DTYPE = torch.float16
 """The autoencoder needs the mantissa more than the range, as latentSplat's does."""
+IN_FLOAT32 = ("conv_in", "time_embedding", "conv_out")
+"""Layers of the denoiser that stay float32: latents, rays and noise levels need its precision."""
 
 
 class _InFloat32(nn.Module):
-    """A layer that computes in float32 between layers that do not: rays and noise levels need its precision."""
+    """A float32 layer between layers of another type."""
 
     def __init__(self, layer: nn.Module, output: torch.dtype) -> None:
         super().__init__()
-        self.layer, self.output = layer.float(), output
+        self.layer, self.output = layer, output
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.layer(inputs.float()).to(self.output)
+
+
+class _NoiseLevels(nn.Module):
+    """The embedding of noise levels as all ResNet blocks add it: [images, their channels one after another]."""
+
+    def __init__(self, embedding: nn.Module, projections: list[nn.Linear]) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.projection = nn.Linear(projections[0].in_features, 0)  # of no size: both tensors are replaced
+        self.projection.weight, self.projection.bias = (
+            nn.Parameter(torch.cat([getattr(each, name).data for each in projections])) for name in ("weight", "bias")
+        )
+
+    def forward(self, levels: Tensor) -> Tensor:
+        return self.projection(functional.silu(self.embedding(levels)))
+
+
+class _Columns(nn.Module):
+    """One block's part of that."""
+
+    def __init__(self, start: int, width: int) -> None:
+        super().__init__()
+        self.start, self.width = start, width
+
+    def forward(self, embedded: Tensor) -> Tensor:
+        return embedded[:, self.start : self.start + self.width]
 
 
 class FastDenoiser:
@@ -41,7 +74,7 @@ class FastDenoiser:
         self._predict = predict_guided_noise
         if compiled:
             self._predict = torch.compile(predict_guided_noise, dynamic=False)
-        self._calls: dict[tuple, CapturedCall] = {}
+        self._calls: dict[tuple, Callable[[tuple], Tensor]] = {}
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -51,9 +84,18 @@ class FastDenoiser:
         inputs = (noisy, levels, conditioning)
         with self._lock:
             if key not in self._calls:
-                predict = partial(self._call, guidance)
-                self._calls = {key: CapturedCall(predict, inputs)}  # one at a time: a graph keeps its memory
+                self._calls = {}  # one at a time: a graph keeps its memory
+                self._calls[key] = self._captured(partial(self._call, guidance), inputs)
             return self._calls[key](inputs)
+
+    def _captured(self, predict: Callable[..., Tensor], inputs: tuple) -> Callable[[tuple], Tensor]:
+        try:
+            return CapturedCall(predict, inputs)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except RuntimeError:  # what a graph cannot hold, and running out of memory while it is recorded
+            logging.getLogger(__name__).info("the denoiser cannot be captured as a CUDA graph", exc_info=True)
+            return predict
 
     def _call(self, guidance: float, inputs: tuple[Tensor, Tensor, Conditioning]) -> Tensor:
         noisy, levels, conditioning = inputs
@@ -63,25 +105,60 @@ class FastDenoiser:
 def accelerate_generation(model: MultiViewDiffusion, compiled: bool = False) -> None:
     """Make generation faster, in place and for good. Does nothing on a CPU.
 
-    The denoiser's weights become bfloat16 (half the memory); its first and last layer and the embedding of noise levels
-    stay float32. The autoencoder runs in float16.
+    The denoiser's weights become bfloat16 (half the memory), but for :data:`IN_FLOAT32`. The autoencoder runs in
+    float16.
 
     Args:
         model: In eval mode.
         compiled: Also use torch.compile; the first group of each size then takes minutes longer.
     """
-    if next(model.parameters()).device.type != "cuda":
+    if next(model.denoiser.parameters()).device.type != "cuda":
         return
+    fuse_layers(model.denoiser)
     lower_precision(model)
     if compiled:
-        model.denoiser.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)
+        for part in ("encode", "decode"):
+            setattr(model.autoencoder, part, torch.compile(getattr(model.autoencoder, part), dynamic=False))
     model.fast_denoiser = FastDenoiser(model.denoiser, compiled)
 
 
+@torch.no_grad()
+def fuse_layers(denoiser: MultiViewUNet) -> None:
+    """Make fewer and larger matrix products of the same numbers, up to rounding. In place and for good; any device.
+
+    Queries, keys and values of an attention become one product, as do the noise level's projections in all ResNet
+    blocks. What attention to no text adds moves into the bias before it.
+    """
+    from diffusers.models.attention import BasicTransformerBlock
+    from diffusers.models.resnet import ResnetBlock2D
+
+    blocks = [module for module in denoiser.modules() if isinstance(module, BasicTransformerBlock)]
+    for block in blocks:
+        if isinstance(block.attn2.processor, NoText):
+            block.attn1.to_out[0].bias += block.attn2.to_out[0].bias
+            block.attn2 = None
+        for attention in filter(None, (block.attn1, block.attn2)):
+            attention.fuse_projections()
+            del attention.to_q, attention.to_k, attention.to_v
+            attention.set_processor(SequenceAttention())
+    resnets = [module for module in denoiser.unet.modules() if isinstance(module, ResnetBlock2D)]
+    projections = [resnet.time_emb_proj for resnet in resnets]
+    denoiser.unet.time_embedding = _NoiseLevels(denoiser.unet.time_embedding, projections)
+    start = 0
+    for resnet, projection in zip(resnets, projections, strict=True):
+        resnet.time_emb_proj = _Columns(start, projection.out_features)
+        resnet.skip_time_act = True  # the activation comes before the common projection
+        start += projection.out_features
+
+
 def lower_precision(model: MultiViewDiffusion) -> None:
-    """The part of :func:`accelerate_generation` that changes numbers; works on any device."""
-    unet = model.denoiser.to(DENOISER_DTYPE).unet
-    unet.conv_in = _InFloat32(unet.conv_in, DENOISER_DTYPE)
-    unet.time_embedding = _InFloat32(unet.time_embedding, DENOISER_DTYPE)
-    unet.conv_out = _InFloat32(unet.conv_out, torch.float32)
+    """The part of :func:`accelerate_generation` that rounds; works on any device."""
+    unet = model.denoiser.unet
+    exact = {name: getattr(unet, name) for name in IN_FLOAT32}
+    for name in exact:
+        setattr(unet, name, nn.Identity())  # out of the way of the conversion
+    model.denoiser.to(DENOISER_DTYPE)
+    for name, layer in exact.items():
+        setattr(unet, name, _InFloat32(layer, torch.float32 if name == "conv_out" else DENOISER_DTYPE))
     model.autoencoder_dtype = AUTOENCODER_DTYPE

@@ -5,17 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
+from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.evaluation.metrics import psnr
-from lsplat_ns.mvldm import tiny_multi_view_diffusion
-from lsplat_ns.mvldm_acceleration import accelerate_generation, lower_precision
-from lsplat_ns.plugin.bench_generation import _time, _views, build, run_generation_benchmark
+from lsplat_ns.mvldm import MultiViewDiffusionConfig, tiny_multi_view_diffusion
+from lsplat_ns.mvldm_acceleration import accelerate_generation, fuse_layers, lower_precision
+from lsplat_ns.plugin.bench_generation import _views, build, counted_tflop, run_generation_benchmark, sample
 
 SOLVER = SolverConfig("ddim", 10)
 
 
 def generated(model, device: str = "cpu") -> torch.Tensor:
-    return _time(model, _views(64, torch.device(device)), SOLVER, "", 1, None)[1]
+    return sample(model, _views(32, torch.device(device)), SOLVER)
 
 
 def test_on_a_cpu_nothing_changes() -> None:
@@ -34,6 +36,59 @@ def test_lower_precision_stays_35_db_from_float32() -> None:
     assert kinds["conv_in"] == kinds["time_embedding"] == kinds["conv_out"] == torch.float32
     assert kinds["down_blocks"] == kinds["mid_block"] == kinds["up_blocks"] == torch.bfloat16
     assert psnr(generated(model), exact).min() >= 35
+
+
+def test_fewer_larger_products_give_the_same_noise() -> None:
+    torch.manual_seed(0)
+    config = MultiViewUNetConfig((32, 64), 1, (True, False), attention_heads=(1, 2), text_channels=(8, 8))
+    denoiser = MultiViewUNet(config, 11, 4).eval()
+    for parameter in denoiser.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    told = Conditioning(torch.randn(1, 2, 4, 8, 8), torch.randn(1, 5, 6, 8, 8))
+    inputs = torch.randn(1, 3, 4, 8, 8), torch.tensor([700]), told, 3.0
+    with torch.no_grad():
+        before = predict_guided_noise(denoiser, *inputs)
+        products = sum(isinstance(module, torch.nn.Linear) for module in denoiser.modules())
+        fuse_layers(denoiser)
+        torch.testing.assert_close(predict_guided_noise(denoiser, *inputs), before, rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(module, torch.nn.Linear) for module in denoiser.modules()) < 0.6 * products
+
+
+def test_first_and_last_layers_keep_their_float32_weights() -> None:
+    model = build(tiny_multi_view_diffusion(), torch.device("cpu"))
+    weight = model.denoiser.unet.conv_in.weight.clone()
+    lower_precision(model)
+    assert torch.equal(model.denoiser.unet.conv_in.layer.weight, weight)  # not rounded on the way
+
+
+def test_an_autoencoder_that_overflows_goes_on_in_float32() -> None:
+    model = build(tiny_multi_view_diffusion(), torch.device("cpu"))
+    latents = torch.randn(1, 2, *model.latent_shape((32, 32)), generator=torch.Generator().manual_seed(0))
+    exact, decode = model.decode(latents), model.autoencoder.decode
+    model.autoencoder_dtype = torch.bfloat16
+
+    def overflowing(part: torch.Tensor) -> torch.Tensor:
+        return decode(part) + (torch.inf if torch.is_autocast_enabled("cpu") else 0)
+
+    model.autoencoder.decode = overflowing
+    assert torch.equal(model.decode(latents), exact) and model.autoencoder_dtype is None
+
+
+def test_an_autoencoder_that_waits_in_main_memory_gives_the_same_images() -> None:
+    model = build(tiny_multi_view_diffusion(), torch.device("cpu"))
+    image = torch.rand(1, 3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = model.decode(model.encode(image))
+    model.autoencoder_waits_on_cpu = True
+    moved = []
+    model.autoencoder.to = lambda device: moved.append(str(device))
+    torch.testing.assert_close(model.decode(model.encode(image)), before, rtol=1e-4, atol=1e-5)
+    assert moved == ["cpu", "cpu"] * 2
+
+
+def test_the_counted_work_is_that_of_the_published_network() -> None:
+    network, autoencoder = counted_tflop(MultiViewDiffusionConfig(), 256, 70)
+    # By the spec 1.64 a step, less what both branches of guidance share; and 0.273 + 4 * 0.622.
+    assert network == pytest.approx(108.1, abs=0.1) and autoencoder == pytest.approx(2.76, abs=0.01)
 
 
 def test_the_benchmark_times_every_setting() -> None:

@@ -76,7 +76,8 @@ def predict_guided_noise(
 ) -> Tensor:
     """:func:`predict_noise`, moved away from what the network predicts without context views.
 
-    Both predictions are one batch: only attention over views keeps them apart.
+    Both predictions are one batch: only attention over views keeps them apart. Before it, both see the same noisy
+    latents, rays and noise levels of the target views, which are computed once.
 
     Args:
         denoiser: The network.
@@ -87,12 +88,17 @@ def predict_guided_noise(
     """
     if scale == 1:
         return predict_noise(denoiser, noisy, timesteps, conditioning)
-    passes = (conditioning, conditioning.without_context())
-    inputs = [denoiser_input(noisy, each) for each in passes]
-    levels = [view_timesteps(timesteps, each).flatten() for each in passes]
-    sequences = tuple((each.shape[0], each.shape[1]) for each in inputs)
-    predicted = denoiser(torch.cat([each.flatten(0, 1) for each in inputs]), torch.cat(levels), sequences).float()
-    with_context, without = predicted.split([samples * views for samples, views in sequences])
-    with_context = with_context.unflatten(0, sequences[0])[:, conditioning.context_count :]
+    inputs, levels = denoiser_input(noisy, conditioning), view_timesteps(timesteps, conditioning)
+    samples, views = inputs.shape[:2]
+    context = conditioning.context_count
+    sequences = ((samples, views), (samples, views - context))
+
+    def with_targets_again(images: Tensor) -> Tensor:
+        targets = images.unflatten(0, (samples, views))[:, context:]
+        return torch.cat([images, targets.flatten(0, 1)])
+
+    predicted = denoiser(inputs.flatten(0, 1), levels.flatten(), sequences, with_targets_again).float()
+    with_context, without = predicted.split([samples * views, samples * (views - context)])
+    with_context = with_context.unflatten(0, sequences[0])[:, context:]
     without = without.unflatten(0, sequences[1])
     return without + scale * (with_context - without)

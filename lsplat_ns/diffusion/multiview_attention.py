@@ -7,6 +7,7 @@ are those of the published checkpoint. Source: MV-LDM's ``SpatialTransformer3D``
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +23,51 @@ def image_count(sequences: Sequences) -> int:
     return sum(samples * views for samples, views in sequences)
 
 
-def across_views(function: Callable[[Tensor], Tensor], tokens: Tensor, sequences: Sequences) -> Tensor:
+def across_views(function: Callable[..., Tensor], sequences: Sequences, *tokens: Tensor) -> Tensor:
     """Apply a function of token sequences [samples, views * tokens, c] to the images' tokens [images, tokens, c]."""
-    parts = tokens.split([samples * views for samples, views in sequences])
-    joined = [
-        function(part.reshape(samples, -1, part.shape[-1])).reshape(part.shape)
-        for part, (samples, _) in zip(parts, sequences, strict=True)
-    ]
+    counts = [samples * views for samples, views in sequences]
+    joined = []
+    for (samples, _), *parts in zip(sequences, *(each.split(counts) for each in tokens), strict=True):
+        joined.append(function(*(part.reshape(samples, -1, part.shape[-1]) for part in parts)).reshape(parts[0].shape))
     return joined[0] if len(joined) == 1 else torch.cat(joined)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Attention of every token of a sequence to all of it, [samples, tokens, c]."""
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+class SequenceAttention:
+    """How diffusers' ``Attention`` runs here: projections of all images are one product each, whatever attends to what.
+
+    After ``Attention.fuse_projections`` those of queries, keys and values are one.
+    """
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        sequences: Sequences | None = None,
+    ) -> Tensor:
+        """Tokens [images, tokens, c] to the same shape.
+
+        Args:
+            attn: Holds the layers.
+            hidden_states: Tokens of the images.
+            encoder_hidden_states: Always None: tokens attend to each other.
+            attention_mask: Always None.
+            sequences: Images that see each other; None: each sees itself.
+        """
+        if attn.fused_projections:
+            projected = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            projected = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        attention = partial(attend, heads=attn.heads)
+        attended = attention(*projected) if sequences is None else across_views(attention, sequences, *projected)
+        return attn.to_out[0](attended)
 
 
 def to_tokens(maps: Tensor) -> Tensor:
@@ -58,6 +96,9 @@ class SpatialBlock(nn.Module):
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(channels, heads, channels // heads, double_self_attention=True) for _ in range(layers)
         )
+        for layer in self.transformer_blocks:
+            layer.attn1.set_processor(SequenceAttention())
+            layer.attn2.set_processor(SequenceAttention())
         self.proj_out = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
@@ -66,7 +107,7 @@ class SpatialBlock(nn.Module):
         """Feature maps [images, channels, h, w] to the same shape."""
         tokens = to_tokens(self.proj_in(self.norm(maps)))
         for layer in self.transformer_blocks:
-            tokens = across_views(layer.attn1, layer.norm1(tokens), sequences) + tokens
+            tokens = layer.attn1(layer.norm1(tokens), sequences=sequences) + tokens
             tokens = layer.attn2(layer.norm2(tokens)) + tokens
             tokens = layer.ff(layer.norm3(tokens)) + tokens
         return self.proj_out(tokens.mT.unflatten(-1, maps.shape[-2:])) + maps
@@ -82,7 +123,7 @@ class StandardBlock(nn.Module):
 
     def forward(self, maps: Tensor, sequences: Sequences) -> Tensor:
         """Feature maps [images, channels, h, w] to the same shape."""
-        tokens = across_views(self._transform, to_tokens(maps), sequences)
+        tokens = across_views(self._transform, sequences, to_tokens(maps))
         return tokens.mT.unflatten(-1, maps.shape[-2:])
 
     def _transform(self, tokens: Tensor) -> Tensor:
@@ -114,10 +155,7 @@ class _FusedAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        parts = self.to_qkv(tokens).chunk(3, dim=-1)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        attended = functional.scaled_dot_product_attention(query, key, value)
-        return self.to_out(attended.transpose(1, 2).flatten(2))
+        return self.to_out(attend(*self.to_qkv(tokens).chunk(3, dim=-1), self.heads))
 
 
 class _FeedForward(nn.Module):

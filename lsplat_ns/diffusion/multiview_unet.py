@@ -6,6 +6,7 @@ the published weights were trained with them). Built from constants: nothing is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from lsplat_ns.diffusion.multiview_attention import Sequences, SpatialBlock, StandardBlock, image_count
 from lsplat_ns.errors import ConfigError, ShapeMismatch
+from lsplat_ns.recomputation import Recomputable
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class MultiViewUNetConfig:
             raise ConfigError(f"multiview_places are encoder, mid and decoder, not {self.multiview_places}")
 
 
-class _NoText:
+class NoText:
     """Cross-attention to no text: with zero keys and values only the output's bias remains, exactly."""
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *unused: object, **ignored: object) -> Tensor:
+        """The bias, in the shape of the tokens."""
         return attn.to_out[0].bias.expand_as(hidden_states)
 
 
-class MultiViewUNet(nn.Module):
+class MultiViewUNet(Recomputable):
     """Predicts the noise in the latents of several views. State-dict keys are those of the published checkpoint.
 
     Args:
@@ -95,7 +98,13 @@ class MultiViewUNet(nn.Module):
             blocks = nn.ModuleList(_multiview_block(config, width) for width in used)
             setattr(self, f"cross_attn_blocks_{place}", blocks)
 
-    def forward(self, images: Tensor, timesteps: Tensor, sequences: Sequences) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        timesteps: Tensor,
+        sequences: Sequences,
+        repeated: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Noise [images, out_channels, h, w] of a flat batch of views.
 
         Shapes and ``sequences`` decide everything that is not a tensor operation, so calls can be compiled or captured.
@@ -105,52 +114,75 @@ class MultiViewUNet(nn.Module):
             images: [images, in_channels, h, w], the views of one sample after another.
             timesteps: Noise level of each image, int64 [images]; 0 for clean context.
             sequences: Which images belong to one sample.
+            repeated: Where samples have images (and noise levels) in common: makes the flat batch of the ``sequences``
+                from a tensor of the different images. These are computed once up to where views first see each other.
 
         Raises:
             ShapeMismatch: If the batch does not divide as ``sequences`` says.
         """
-        if len(images) != image_count(sequences) or timesteps.shape != images.shape[:1]:
+        count = len(images if repeated is None else repeated(timesteps))
+        if count != image_count(sequences) or timesteps.shape != images.shape[:1]:
             raise ShapeMismatch("views to denoise", f"[{image_count(sequences)}, channels, h, w]", images.shape)
         unet = self.unet
         embedding = unet.time_embedding(unet.time_proj(timesteps).to(images.dtype))
-        x = unet.conv_in(images)
-        skips = [x]
-        for level, block in enumerate(unet.down_blocks):
-            for index, resnet in enumerate(block.resnets):
-                x = resnet(x, embedding)
-                if hasattr(block, "attentions"):
-                    x = block.attentions[index](x, return_dict=False)[0]
-                skips.append(x)
-            # After the level's last skip was taken: only what goes down has seen the other views.
-            x = self._across_views(x, self.cross_attn_blocks_encoder, level, sequences)
-            if block.downsamplers is not None:
-                x = block.downsamplers[0](x)
-                skips.append(x)
+        x, embedding, skips = self._down(unet.conv_in(images), embedding, sequences, repeated)
         x = self._middle(x, embedding, sequences)
         for level, block in enumerate(unet.up_blocks):
-            for index, resnet in enumerate(block.resnets):
-                x = resnet(torch.cat([x, skips.pop()], dim=1), embedding)
-                if hasattr(block, "attentions"):
-                    x = block.attentions[index](x, return_dict=False)[0]
+            for index in range(len(block.resnets)):
+                x = self._within_images(block, index, torch.cat([x, skips.pop()], dim=1), embedding)
             x = self._across_views(x, self.cross_attn_blocks_decoder, level, sequences)
             if block.upsamplers is not None:
                 # Differs from upstream: it doubles, and fails where a size on the way down was odd.
                 x = block.upsamplers[0](x, skips[-1].shape[-2:])
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
 
+    def _down(
+        self, x: Tensor, embedding: Tensor, sequences: Sequences, repeated: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The way down: maps, embedding and skips of all images of the sequences."""
+        skips = [x]
+        for level, block in enumerate(self.unet.down_blocks):
+            for index in range(len(block.resnets)):
+                x = self._within_images(block, index, x, embedding)
+                skips.append(x)
+            if repeated is not None and self._see_each_other(x, self.cross_attn_blocks_encoder):
+                x, embedding, *skips = (repeated(each) for each in (x, embedding, *skips))
+                repeated = None
+            # After the level's last skip was taken: only what goes down has seen the other views.
+            x = self._across_views(x, self.cross_attn_blocks_encoder, level, sequences)
+            if block.downsamplers is not None:
+                x = block.downsamplers[0](x)
+                skips.append(x)
+        if repeated is not None:
+            x, embedding, *skips = (repeated(each) for each in (x, embedding, *skips))
+        return x, embedding, skips
+
     def _middle(self, x: Tensor, embedding: Tensor, sequences: Sequences) -> Tensor:
         middle = self.unet.mid_block
-        x = middle.resnets[0](x, embedding)
+        x = self.recomputed(middle.resnets[0], x, embedding)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-            x = resnet(attention(x, return_dict=False)[0], embedding)
+            x = self.recomputed(resnet, self._transformed(attention, x), embedding)
         for block in self.cross_attn_blocks_mid:
-            x = block(x, sequences)
+            x = self.recomputed(block, x, sequences)
         return x
 
+    def _within_images(self, block: nn.Module, index: int, x: Tensor, embedding: Tensor) -> Tensor:
+        """A ResNet block and, where the level has them, a transformer."""
+        x = self.recomputed(block.resnets[index], x, embedding)
+        return self._transformed(block.attentions[index], x) if hasattr(block, "attentions") else x
+
+    def _transformed(self, transformer: nn.Module, x: Tensor) -> Tensor:
+        def transform(maps: Tensor) -> Tensor:
+            return transformer(maps, return_dict=False)[0]
+
+        return self.recomputed(transform, x)
+
     def _across_views(self, x: Tensor, blocks: nn.ModuleList, level: int, sequences: Sequences) -> Tensor:
-        if not len(blocks) or max(x.shape[-2:]) > self.config.multiview_max_side:
-            return x
-        return blocks[level](x, sequences)
+        return self.recomputed(blocks[level], x, sequences) if self._see_each_other(x, blocks) else x
+
+    def _see_each_other(self, x: Tensor, blocks: nn.ModuleList) -> bool:
+        """Whether feature maps of this size are looked at by other views."""
+        return len(blocks) > 0 and max(x.shape[-2:]) <= self.config.multiview_max_side
 
 
 def _multiview_block(config: MultiViewUNetConfig, width: int) -> nn.Module:
@@ -180,5 +212,5 @@ def _build_unet(config: MultiViewUNetConfig, in_channels: int, out_channels: int
     )
     for module in unet.modules():
         if isinstance(module, BasicTransformerBlock):
-            module.attn2.set_processor(_NoText())
+            module.attn2.set_processor(NoText())
     return unet

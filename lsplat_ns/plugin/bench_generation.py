@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
 from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewGroup
@@ -26,6 +27,8 @@ TARGETS = 4
 SOLVERS = (SolverConfig("ddim", 70), SolverConfig("dpm-solver++", 20))
 ORIGINAL_ON_H200 = {("ddim", 70): (4.45, 6.0)}
 """The original code on one NVIDIA H200, float32: seconds and GB."""
+REACHABLE_TFLOPS = 400.0
+"""What large bfloat16 products and convolutions reach on an H200; the floor is the counted work at this speed."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,37 @@ class GenerationTiming:
 def build(config: MultiViewDiffusionConfig, device: torch.device) -> MultiViewDiffusion:
     """A network whose zero layers are random as well, so that every part counts."""
     torch.manual_seed(0)
-    model = MultiViewDiffusion(config).eval()
+    with device:
+        model = MultiViewDiffusion(config).eval()
     for parameter in model.denoiser.parameters():
         if not bool(parameter.any()):
             torch.nn.init.normal_(parameter, std=0.02)
-    return model.to(device)
+    return model
+
+
+def counted_tflop(config: MultiViewDiffusionConfig, size: int, steps: int) -> tuple[float, float]:
+    """Work of one group in 10^12 operations: that of the network's calls, and that of the autoencoder.
+
+    Matrix products, convolutions and attention, two operations per multiplication. Nothing is computed. What both
+    branches of guidance have in common counts once, as it is computed.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    meta = torch.device("meta")
+    with meta:
+        model = MultiViewDiffusion(config).eval().requires_grad_(False)
+    shape = model.latent_shape((size, size))
+    told = Conditioning(
+        torch.empty(1, 1, *shape, device=meta),
+        torch.empty(1, 1 + TARGETS, config.rays.channels, *shape[1:], device=meta),
+    )
+    noisy, level = torch.empty(1, TARGETS, *shape, device=meta), torch.zeros(1, dtype=torch.int64, device=meta)
+    with torch.no_grad(), FlopCounterMode(display=False) as step:
+        predict_guided_noise(model.denoiser, noisy, level, told, 3.0)
+    with torch.no_grad(), FlopCounterMode(display=False) as autoencoder:
+        model.autoencoder.encode(torch.empty(1, 3, size, size, device=meta))
+        model.autoencoder.decode(torch.empty(TARGETS, *shape, device=meta))
+    return steps * step.get_total_flops() / 1e12, autoencoder.get_total_flops() / 1e12
 
 
 def _views(size: int, device: torch.device) -> Views:
@@ -90,20 +119,23 @@ def run_generation_benchmark(
     return rows
 
 
+def sample(model: MultiViewDiffusion, views: Views, solver: SolverConfig) -> Tensor:
+    """Images of all views but the first, generated from that, always with the same noise."""
+    noise = GroupNoise.draw(ViewGroup((0,), tuple(range(1, 1 + TARGETS)), 0), 0, model.latent_shape(views.size), seed=0)
+    return model.sample(views.select([0]), views.cameras.select(slice(1, None)), noise, SamplingConfig(solver))
+
+
 def _time(
     model: MultiViewDiffusion, views: Views, solver: SolverConfig, setting: str, repeats: int, exact: Tensor | None
 ) -> tuple[GenerationTiming, Tensor]:
     on_gpu = views.image.device.type == "cuda"
-    shape = model.latent_shape(views.size)
-    noise = GroupNoise.draw(ViewGroup((0,), tuple(range(1, 1 + TARGETS)), 0), 0, shape, seed=0)
-    context, cameras = views.select([0]), views.cameras.select(slice(1, None))
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(1 + repeats):
         started = time.perf_counter()
-        images = model.sample(context, cameras, noise, SamplingConfig(solver))
+        images = sample(model, views, solver)
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
@@ -112,21 +144,50 @@ def _time(
     return GenerationTiming(solver, setting, statistics.median(times[1:]), times[0], peak, quality), images
 
 
-def print_generation_benchmark(repeats: int) -> None:
-    """Build the published model, time it and print the table."""
-    console = Console()
+def print_generation_benchmark(repeats: int, memory_gb: float | None = None) -> None:
+    """Build the published model, time it and print the table.
+
+    Args:
+        repeats: Timed calls per row.
+        memory_gb: Let the process use so much of the GPU's memory only, as if it had no more.
+    """
+    console, config, size = Console(), MultiViewDiffusionConfig(), 256
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         console.print("No CUDA device: a group of the published model takes many minutes here.")
+    elif memory_gb is not None:
+        whole = torch.cuda.get_device_properties(device).total_memory / 1e9
+        torch.cuda.set_per_process_memory_fraction(min(memory_gb / whole, 1.0))
     with console.status("Generating (compiling takes minutes the first time)"):
-        rows = run_generation_benchmark(MultiViewDiffusionConfig(), 256, device, repeats)
-    table = Table(title="MV-LDM, published size, 1 context to 4 target views, 256x256, guidance 3, random weights")
-    for column in ("solver", "steps", "setting", "s", "first call, s", "peak GB", "PSNR, dB", "original on an H200"):
+        rows = run_generation_benchmark(config, size, device, repeats)
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    limit = "" if memory_gb is None else f", limited to {memory_gb:g} GB"
+    title = f"MV-LDM, published size, 1 context to {TARGETS} target views, {size}x{size}, guidance 3, random weights"
+    table = Table(title=f"{title}, on {where}{limit}")
+    columns = (
+        "solver",
+        "steps",
+        "setting",
+        "s",
+        "first call, s",
+        "peak GB",
+        "PSNR, dB",
+        "TFLOP/s",
+        "original on an H200",
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column in ("solver", "setting") else "right")
     for row in rows:
         key = (row.solver.kind, row.solver.steps)
         original = "{:.2f} s, {:.1f} GB".format(*ORIGINAL_ON_H200[key]) if key in ORIGINAL_ON_H200 else ""
         peak, quality = ("" if value is None else f"{value:.1f}" for value in (row.peak_gb, row.psnr))
+        speed = f"{sum(counted_tflop(config, size, row.solver.steps)) / row.seconds:.0f}"
         cells = (row.solver.kind, str(row.solver.steps), row.setting, f"{row.seconds:.3f}", f"{row.first_call:.1f}")
-        table.add_row(*cells, peak, quality, original)
+        table.add_row(*cells, peak, quality, speed, original)
     console.print(table)
+    for solver in SOLVERS:
+        network, autoencoder = counted_tflop(config, size, solver.steps)
+        console.print(
+            f"{solver.steps} steps: {network:.0f} TFLOP counted, {autoencoder:.1f} for the autoencoder; at "
+            f"{REACHABLE_TFLOPS:.0f} TFLOP/s they would take {(network + autoencoder) / REACHABLE_TFLOPS:.2f} s"
+        )

@@ -19,8 +19,10 @@ from lsplat_ns.checkpoints.stable_diffusion import load_stable_diffusion, locate
 from lsplat_ns.diffusion.objective import TrainingConfig, draw_training_step
 from lsplat_ns.diffusion.sampler import SamplingConfig
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
+from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE
 from lsplat_ns.plugin.drawing import message_outputs
 from lsplat_ns.plugin.loading import load_strictly
+from lsplat_ns.recomputation import set_recomputation
 from lsplat_ns.scene import SceneBatch
 
 AUTOENCODER_KL = 1e-4
@@ -47,6 +49,8 @@ class MvldmModelConfig(ModelConfig):
     """Keep a moving average of the denoiser's weights with this decay per update, and generate with it."""
     training_precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the networks in training; poses, rays and losses are float32 always."""
+    low_memory: bool = False
+    """Compute large results again in the backward pass instead of keeping them."""
     enable_collider: tyro.conf.Suppress[bool] = False
     collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
@@ -86,6 +90,9 @@ class MvldmModel(Model):
 
     def prepare_training(self) -> None:
         """Fetch what only training needs."""
+        set_recomputation(self.network.denoiser, self.config.low_memory)
+        if self.config.training_precision == "bfloat16" and self.device.type == "cuda":
+            self.network.autoencoder_dtype = AUTOENCODER_DTYPE
         if self.config.pretrained == "require":
             CONSOLE.print(f"Starts from {load_stable_diffusion(self.network)}")
 

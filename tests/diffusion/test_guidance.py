@@ -16,7 +16,9 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor, tuple]] = []
 
-    def __call__(self, images: Tensor, timesteps: Tensor, sequences: tuple) -> Tensor:
+    def __call__(self, images: Tensor, timesteps: Tensor, sequences: tuple, repeated=None) -> Tensor:
+        if repeated is not None:
+            images, timesteps = repeated(images), repeated(timesteps)
         self.calls.append((images, timesteps, sequences))
         counts = torch.cat([torch.full((samples * views,), float(views)) for samples, views in sequences])
         return images[:, :4] + counts.view(-1, 1, 1, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, MultiViewUNetConfig
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.mvldm import MultiViewDiffusion, tiny_multi_view_diffusion
+from lsplat_ns.recomputation import set_recomputation
 
 TINY = MultiViewUNetConfig(
     block_out_channels=(16, 32, 32),
@@ -91,6 +92,37 @@ def test_samples_of_different_sizes_in_one_batch_do_not_see_each_other() -> None
             for start, end in ((0, 2), (2, 4), (4, 7))
         ]
     torch.testing.assert_close(together, torch.cat(parts), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 4, 1])  # first seen by others at the first level, at the second, in the middle
+def test_images_that_samples_share_are_computed_once_until_they_are_seen_by_others(side: int) -> None:
+    model, (images, timesteps) = tiny(replace(TINY, multiview_max_side=side)), views(3)
+    seen = []
+    model.unet.down_blocks[0].resnets[0].register_forward_hook(lambda *call: seen.append(len(call[1][0])))
+
+    def again(each: Tensor) -> Tensor:
+        return torch.cat([each, each[1:]])
+
+    sequences = ((1, 3), (1, 2))
+    with torch.no_grad():
+        together = model(images, timesteps, sequences, again)
+        torch.testing.assert_close(together, model(again(images), again(timesteps), sequences), rtol=1e-4, atol=1e-5)
+    assert seen == [3, 5]
+    with pytest.raises(ShapeMismatch, match="views to denoise"):
+        model(images, timesteps, ((1, 3), (1, 3)), again)
+
+
+@pytest.mark.parametrize("changes", [{}, {"mid_attention": True, "image_attention": (True, True, True)}])
+def test_recomputation_gives_the_same_gradients(changes: dict) -> None:
+    (images, timesteps), gradients = views(2), []
+    for recompute in (False, True):
+        model = tiny(replace(TINY, **changes))
+        set_recomputation(model, recompute)
+        model(images, timesteps, ((1, 2),)).square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient)
 
 
 def test_without_attention_over_views_every_image_is_alone() -> None:
