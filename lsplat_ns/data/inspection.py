@@ -127,8 +127,9 @@ def inspect_video(
         smallest = min((sizes[frame] for frame in small), key=lambda size: size[0] * size[1])
         note("image size", f"{_listed(small)} below {width}x{height}, the smallest {smallest[1]}x{smallest[0]}")
     if len(video) < config.fewest_frames:
-        note("too short", f"{len(video)} frames; two context views and a target need at least {config.fewest_frames}")
-    if span < SMALLEST_BASELINE:
+        count = f"{len(video)} frame{'s' * (len(video) != 1)}"
+        note("too short", f"{count}; two context views and a target need at least {config.fewest_frames}")
+    if len(video) > 1 and span < SMALLEST_BASELINE:
         note("no baseline", f"all cameras within {span:.2g} of one another; there is no parallax")
     if fov > config.max_fov_degrees:
         note("field of view", f"{fov:.0f} degrees, more than {config.max_fov_degrees:g}")

@@ -206,8 +206,12 @@ def scene_video(scene: dict, path: Path) -> PosedVideo:
         raise SceneDataError(f"the images of scene {key} of {path} are a {type(images).__name__}, not a list")
     numbers = isinstance(rows, Tensor) and rows.is_floating_point() and rows.layout == torch.strided
     if not numbers or rows.is_meta or rows.ndim != 2 or rows.shape[1] != 18 or len(rows) != len(images):
+        found = f"a {type(rows).__name__}"
+        if isinstance(rows, Tensor):
+            found = f"{'x'.join(map(str, rows.shape))} of {rows.dtype}".replace("torch.", "")
         raise SceneDataError(
-            f"scene {key} of {path} needs one row of 18 camera numbers for each of its {len(images)} images"
+            f"scene {key} of {path} needs one row of 18 camera numbers for each of its {len(images)} images, but has "
+            f"{found}; download it again"
         )
     try:
         world_from_camera, intrinsics_norm = cameras_from_re10k_rows(rows)

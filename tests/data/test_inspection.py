@@ -93,13 +93,13 @@ def _set_index(change: Callable[[dict], dict]) -> Callable[[Path], object]:
 
 DAMAGES = {
     "wrong camera row": (
-        _broken(lambda s: s.update(cameras=s["cameras"][:, :17])), "broken scene", "18 camera numbers"
+        _broken(lambda s: s.update(cameras=s["cameras"][:, :17])), "broken scene", "x17 of float32"
     ),
     "NaN pose": (_broken(_set_camera(slice(6, None), float("nan"))), "broken scene", "NaN"),
     "not rigid": (_broken(_set_camera(6, 2.0)), "broken scene", "rigid"),
     "pixel intrinsics": (_broken(_set_camera(slice(0, 2), 500.0)), "broken scene", "pixels"),
     "no cameras": (_broken(lambda s: s.pop("cameras")), "broken scene", "lacks key, cameras or images"),
-    "one frame": (_broken(_keep_frames(1)), "too short", "scene a: 1 frames"),
+    "one frame": (_broken(_keep_frames(1)), "too short", "scene a: 1 frame;"),
     "two identical frames": (_broken(_keep_frames(2, same_place=True)), "no baseline", "no parallax"),
     "still camera": (_broken(_keep_frames(6, same_place=True)), "no baseline", "scene a"),
     "wide": (_broken(_set_camera(0, 0.3, frame=0)), "field of view", "scene a: 118 degrees"),
