@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,19 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from nerfstudio.data.datasets.base_dataset import InputDataset
 from torch import Tensor
 
-from lsplat_ns.data.batches import PreparationConfig, cameras_of, network_scale, read_views
+from lsplat_ns.data.batches import (
+    SMALLEST_BASELINE,
+    PreparationConfig,
+    baseline_of,
+    cameras_of,
+    network_scale,
+    read_views,
+)
 from lsplat_ns.data.pair_selection import pair_up
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.transforms import rescale_and_crop
 from lsplat_ns.data.view_sampling import FrameChoice
+from lsplat_ns.errors import SceneDataError
 from lsplat_ns.fusion import ScenePair
 from lsplat_ns.geometry.conventions import (
     intrinsics_norm_from_px,
@@ -32,9 +41,12 @@ from lsplat_ns.geometry.conventions import (
     opengl_from_opencv,
     z_up_rotation,
 )
-from lsplat_ns.geometry.rays import bounds_from_baseline
+from lsplat_ns.geometry.rays import MIN_BASELINE, bounds_from_baseline
 from lsplat_ns.geometry.similarity import Similarity
 from lsplat_ns.scene import Cameras, SceneBatch, Views
+
+if TYPE_CHECKING:
+    from lsplat_ns.plugin.generated_layers import GeneratedLayer
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class ActiveScene:
     preparation: PreparationConfig
     nerfstudio_from_video: Similarity
     capture: CaptureRecord | None = None
+    layers: tuple[GeneratedLayer, ...] = ()  # accepted in the viewer; views of the scene beside its video's frames
 
     def __post_init__(self) -> None:
         self.video.check_frames(self.choice.context + self.choice.target)
@@ -78,11 +91,18 @@ class ActiveScene:
 
     @cached_property
     def pairs(self) -> tuple[ScenePair, ...]:
-        """The context views in pairs, as they are encoded; the first pair's frame is the network's.
+        """The context views in pairs, as they are encoded, then the generated views of visible layers.
+
+        The first pair's frame is the network's. A generated view is paired with the context view that goes with it
+        best, so that no layer depends on another one.
 
         Raises:
             SceneDataError: If an image cannot be read, or two paired cameras coincide.
         """
+        return (*self._context_pairs, *self._layer_pairs)
+
+    @cached_property
+    def _context_pairs(self) -> tuple[ScenePair, ...]:
         frames = self.choice.context
         views = read_views(self.video, frames, self.preparation.image_size)
         numbers = pair_up(views.cameras.world_from_camera[0], views.cameras.intrinsics_norm[0])
@@ -96,6 +116,37 @@ class ActiveScene:
                 of_kind = tuple(i for i in new if generated[pair[i]] == kind)
                 found.append(ScenePair(both, scales[0] / scale, of_kind, kind))
         return tuple(found)
+
+    @cached_property
+    def _layer_pairs(self) -> tuple[ScenePair, ...]:
+        layers = [layer for layer in self.layers if layer.visible]
+        if not layers:
+            return ()
+        size, found = self.preparation.image_size, []
+        context = read_views(self.video, self.choice.context, size)
+        first_scale = network_scale(self.video, self.choice.context[:2], self.preparation)
+        for layer in layers:
+            for view in range(len(layer.video)):
+                generated = read_views(layer.video, (view,), size)
+                cameras = context.cameras.concat(generated.cameras)
+                partner, _ = pair_up(cameras.world_from_camera[0], cameras.intrinsics_norm[0])[-1]
+                both = context.select([partner]).concat(generated)
+                scale = self._scale_of_pair(both.cameras)
+                found.append(ScenePair(self._bounded(both, scale), first_scale / scale, (1,), generated=True))
+        return tuple(found)
+
+    def _scale_of_pair(self, cameras: Cameras) -> float:
+        """As :func:`network_scale`, of cameras [1, 2] that are not both the video's."""
+        baseline = baseline_of(cameras.world_from_camera[0])
+        if baseline < (SMALLEST_BASELINE if self.preparation.baseline_to_one else MIN_BASELINE):
+            raise SceneDataError(f"a generated view stands where a photo of {self.name} does, which shows no depth")
+        return 1.0 / baseline if self.preparation.baseline_to_one else 1.0
+
+    @property
+    def opacities(self) -> tuple[float, ...]:
+        """Factors of opacity of the predicted layers, as ``lsplat_ns.fusion`` numbers them: one for each pair."""
+        lifted = [layer.opacity for layer in self.layers if layer.visible for _ in range(len(layer.video))]
+        return (*[1.0] * (len(self.pairs) - len(lifted)), *lifted)
 
     def _bounded(self, views: Views, scale: float) -> Views:
         """Views in units of their own baseline, with the bounds that follow from it."""

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
 
@@ -64,6 +64,8 @@ class LatentSplatDataManagerConfig(CaptureContextConfig, VanillaDataManagerConfi
     """Reflect every second training example."""
     seed: int = 1234
     """Seed of the order of scenes and frames; ranks and loader workers derive theirs from it."""
+    layers: Optional[Path] = None
+    """Generated views that were saved with the scene of the options: the viewer writes this file beside its config."""
     run_dir: tyro.conf.Suppress[Optional[Path]] = None
     """Run folder, known to the trainer and to every tool that opens the run; holds the sidecar."""
     # Options of ray-based methods, which have no meaning here.
@@ -190,9 +192,12 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         self._show(scene)
         self.setup_eval()
         if self.config.run_dir is not None:
+            run_dir = Path(self.config.run_dir)
             note = {"scene": scene.name, "context": list(scene.choice.context)}
+            if layers := [layer.note(run_dir) for layer in scene.layers if layer.visible]:
+                note["layers"] = layers
             try:
-                (Path(self.config.run_dir) / SIDECAR).write_text(json.dumps(note) + "\n")
+                (run_dir / SIDECAR).write_text(json.dumps(note) + "\n")
             except OSError as error:  # the run of somebody else can be looked at all the same
                 CONSOLE.print(f"[yellow]Other tools will not know of this scene: {escape(str(error))}")
 
@@ -213,20 +218,31 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         """The scene to start with, and why: options, else the sidecar of the run, else the first one."""
         preparation = self.config.preparation
         if self.has_many_scenes and self.config.dataparser.scene is not None:
-            return self.dataparser.active_scene(preparation), "from the options"
+            return self._with_saved_layers(self.dataparser.active_scene(preparation)), "from the options"
         if not self.has_many_scenes and self.config.context is not None:
-            return self._capture(None), "the capture, views from the options"
+            return self._with_saved_layers(self._capture(None)), "the capture, views from the options"
         sidecar = Path(self.config.run_dir) / SIDECAR if self.config.run_dir is not None else None
         if sidecar is not None and sidecar.is_file():
             try:
                 note = json.loads(sidecar.read_text())
                 found = self.find_scene(str(note["scene"]), tuple(note["context"]))
+                found = _with_layers(found, note.get("layers", []), sidecar.parent)
                 return found, f"last chosen in the viewer, {sidecar}"
             except (ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
                 CONSOLE.print(f"[yellow]Ignoring {sidecar}: {error}")
         if not self.has_many_scenes:
             return self._capture(None), f"the capture, views chosen by {self.config.context_choice}"
         return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"
+
+    def _with_saved_layers(self, scene: ActiveScene) -> ActiveScene:
+        if self.config.layers is None:
+            return scene
+        path = Path(self.config.layers)
+        try:
+            notes = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise SceneDataError(f"{path} holds no generated layers: {error}") from None
+        return _with_layers(scene, notes, path.parent.parent)
 
     def _show(self, scene: ActiveScene) -> None:
         train, evaluation = SceneDataset(scene, scene.choice.context), SceneDataset(scene, scene.choice.target)
@@ -301,3 +317,12 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
     def get_eval_rays_per_batch(self) -> int:
         """Target pixels of :meth:`next_eval`."""
         return self.get_train_rays_per_batch() // self.config.batch_size
+
+
+def _with_layers(scene: ActiveScene, notes: object, run_dir: Path) -> ActiveScene:
+    """A scene with the generated layers that are noted. Raises SceneDataError if they cannot be read."""
+    if not notes:
+        return scene
+    from lsplat_ns.plugin.generated_layers import read_layers
+
+    return replace(scene, layers=read_layers(notes, run_dir))

@@ -22,6 +22,7 @@ class Lane:
         self._lock = threading.Lock()
         self._next: Callable[[], None] | None = None
         self._running = False
+        self._thread: threading.Thread | None = None
 
     @property
     def busy(self) -> bool:
@@ -44,9 +45,18 @@ class Lane:
             else:
                 self._begin(work)
 
+    def finish(self, seconds: float) -> bool:
+        """Drop what waits, wait for what runs, and say whether it ended in time."""
+        with self._lock:
+            self._next, thread = None, self._thread
+        if thread is not None:
+            thread.join(seconds)
+        return not self._running
+
     def _begin(self, work: Callable[[], None]) -> None:
         self._running = True
-        threading.Thread(target=self._run, args=(work,), name=self.name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(work,), name=self.name, daemon=True)
+        self._thread.start()
 
     def _run(self, work: Callable[[], None] | None) -> None:
         while work is not None:

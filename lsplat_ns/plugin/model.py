@@ -1,6 +1,7 @@
 """The nerfstudio model: options, training and checkpoints. How it shows a scene is the other half, ``scene_model``."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 
 import torch
@@ -43,6 +44,8 @@ class LatentSplatModelConfig(ModelConfig):
     """Seed of that draw; the same seed shows the same scene."""
     scene_temperature: float = 1.0
     """Factor of the noise in that draw; 0 leaves only the draw of depths."""
+    generator: Optional[Path] = None
+    """MV-LDM run that generates missing views in the viewer: a folder that lsplat import or ns-train mvldm made."""
     compare_seed: Optional[int] = None
     """Adds the output difference: the scene as it is shown against the draw of this seed."""
     view_size: Optional[int] = None

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
 
@@ -21,6 +21,7 @@ from lsplat_ns.evaluation.evaluate import Evaluation, evaluate_entries, finish
 from lsplat_ns.evaluation.metrics import find_image_metrics
 from lsplat_ns.evaluation.protocol import OURS
 from lsplat_ns.evaluation.results import EvaluationFolder, flat_results
+from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.datamanager import ContextChoice, LatentSplatDataManager, LatentSplatDataManagerConfig
 from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.loading import model_state
@@ -86,7 +87,14 @@ class LatentSplatPipeline(VanillaPipeline):
         Raises:
             SceneDataError: If there is no such scene or frame, or nothing can be predicted; the one before stays.
         """
-        prediction = self.model.predict(self.datamanager.find_scene(scene, context))
+        found, shown = self.datamanager.find_scene(scene, context), self.datamanager.scene
+        if found.name == shown.name:  # seen from other photos, with the same generated views
+            found = replace(found, layers=shown.layers)
+        self.show_scene(found)
+
+    def show_scene(self, scene: ActiveScene) -> None:
+        """Predict a scene and show it in every tool. Raises as :meth:`set_scene`; the one before then stays."""
+        prediction = self.model.predict(scene)
         self.datamanager.show(prediction.scene)
         self.model.show(prediction)
 

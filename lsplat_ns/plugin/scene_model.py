@@ -51,6 +51,13 @@ class PredictedScene:
         """The predicted distribution, without the layers it came in."""
         return self.fused.gaussians
 
+    def faded(self, scene: ActiveScene) -> "PredictedScene":
+        """The same for a scene that differs at most in how opaque its generated layers are."""
+        factors = self.gaussians.opacities.new_tensor(scene.opacities)
+        opacities = self.fused.gaussians.opacities * factors[self.fused.layer]
+        gaussians, shown = (replace(drawn, opacities=opacities) for drawn in (self.gaussians, self.shown))
+        return replace(self, scene=scene, gaussians=gaussians, shown=shown)
+
 
 class SceneModel(SplatfactoModel):
     """Renders the active scene for any nerfstudio camera. Subclasses hold the network and the options.
@@ -139,7 +146,8 @@ class SceneModel(SplatfactoModel):
                 gaussians = fused.gaussians.sample(noise=noise)
             else:
                 gaussians = fused.gaussians.mode()
-            return PredictedScene(scene, fused, gaussians, with_spread(gaussians, features), draw)
+            predicted = PredictedScene(scene, fused, gaussians, with_spread(gaussians, features), draw)
+            return predicted.faded(scene) if scene.layers else predicted
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

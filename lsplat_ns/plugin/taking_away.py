@@ -129,6 +129,8 @@ def render_video(
 def save_scene_config(run_dir: Path, scene: ActiveScene) -> Path:
     """Write ``scenes/ID.yml`` into a run's folder: its config with this scene and these context views chosen.
 
+    Generated layers that are shown are noted in ``scenes/ID.layers.json`` beside it.
+
     Raises:
         ConfigError: If the run has no config.yml.
         SceneDataError: If the file cannot be written.
@@ -147,6 +149,11 @@ def save_scene_config(run_dir: Path, scene: ActiveScene) -> Path:
     else:
         datamanager.context = scene.choice.context
     file = run_dir / "scenes" / f"{file_name(scene.name)}.yml"
+    layers = [layer.note(run_dir) for layer in scene.layers if layer.visible]
+    datamanager.layers = file.with_suffix(".layers.json").resolve() if layers else None
+    if layers:
+        with replacing(datamanager.layers) as partial:
+            partial.write_text(json.dumps(layers) + "\n")
     with replacing(file) as partial:
         partial.write_text(yaml.dump(config))
     return file

@@ -16,6 +16,7 @@ import yaml
 from demo_captures import photo
 from PIL import Image
 from shown_run import Shown
+from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.checkpoints.exports import read_ply
@@ -343,11 +344,42 @@ def test_out_of_memory_is_said_in_plain_words_and_the_tab_goes_on(
     tab.wait_for_picture()
 
 
+def test_every_output_is_shown_in_both_halves_of_the_split_view_with_and_without_crop(shown: Shown, tab: Tab) -> None:
+    names = ["rgb", "depth", "accumulation", "rgb_splat", "uncertainty", "latent", "difference"]
+    tab.set("Enable", True)  # split
+    for number, name in enumerate(names):
+        tab.set("Enable ", number % 2 == 1)  # crop
+        tab.set("Max res", 97 + number)
+        tab.set("Output type", name)
+        tab.set("Output render split", names[-1 - number])
+        tab.look((0.05 * number, 0.0, 0.0))
+        assert tab.wait_for_picture().std() > 1, name
+    for label, value in (("Enable", False), ("Enable ", False), ("Output type", "rgb"), ("Max res", 512)):
+        tab.set(label, value)
+    (machine,) = shown.viewer.render_statemachines.values()
+    assert machine.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["Fisheye", "Equirectangular", "Perspective"])
+def test_a_previewed_path_of_any_camera_type_is_drawn(shown: Shown, tab: Tab, kind: str) -> None:
+    for x in (0.0, 0.3):
+        tab.look((x, 0.0, 0.0))
+        tab.click("Add Keyframe")
+    tab.set("Camera type", kind)
+    tab.click("Preview Render")
+    tab.wait_for_picture()
+    tab.click("Exit Render Preview")
+    tab.look((0.1, 0.0, 0.0))
+    assert tab.wait_for_picture().ndim == 3
+
+
 @pytest.mark.slow
-def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: Tab) -> None:
+def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: Tab, tmp_path: Path) -> None:
     rng, other = random.Random(0), Tab(shown.port, aspect=0.7)
     other.wait(lambda: other.has("Save scene"), "the panel")
     names = ["rgb", "depth", "accumulation", "rgb_splat", "uncertainty", "latent", "difference"]
+    for label, value in (("MV-LDM run", str(write_untrained_mvldm(tmp_path / "mvldm"))), ("Views", 1), ("Steps", 3)):
+        tab.set(label, value)
 
     def act(tab: Tab) -> None:
         rng.choice(
@@ -377,6 +409,14 @@ def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: T
                 lambda: tab.click("Preview Render"),
                 lambda: tab.click("Exit Render Preview"),
                 lambda: tab.click("Add Keyframe"),
+                lambda: tab.click("Generate"),
+                lambda: tab.click("Generate"),
+                lambda: tab.click("Cancel generation"),
+                lambda: tab.click("Lift accepted views"),
+                lambda: tab.click("Discard all"),
+                lambda: tab.set("Show layer", rng.random() < 0.5),
+                lambda: tab.set("Layer opacity", rng.random()),
+                lambda: tab.click("Undo last layer"),
             ]
         )()
 
@@ -393,8 +433,8 @@ def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: T
         ("Tint both", False),
     ):
         tab.set(label, value)
-    tab.click("Cancel")
-    tab.click("Exit Render Preview")
+    for label in ("Cancel", "Cancel generation", "Exit Render Preview", "Discard all"):
+        tab.click(label)
     tab.set("Hide below", 0.0)
     tab.set("Show", "mode")
     settle(tab, shown)

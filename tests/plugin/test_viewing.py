@@ -100,3 +100,12 @@ def test_progress_is_told_and_cancels_at_the_next_report() -> None:
     with pytest.raises(JobCancelled):
         progress.report(2, 4)
     assert shares == [0.25]
+
+
+def test_a_lane_finishes_what_runs_and_drops_what_waits() -> None:
+    lane, done = Lane("test"), []
+    assert lane.finish(1)
+    lane.start_latest(lambda: (threading.Event().wait(0.2), done.append("first")))
+    lane.start_latest(lambda: done.append("dropped"))
+    assert lane.finish(5)
+    assert done == ["first"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ class DrawPart:
             )
             self._resample = gui.add_button("Resample", hint="Another draw")
             self._strip_button = gui.add_button(f"{DRAWS} draws of this view")
-            self._strip = gui.add_markdown("", visible=False)
+            self._strip = gui.add_markdown("", image_root=Path(), visible=False)
             self._choice = repeatable(
                 gui.add_button_group("Fly in", tuple(map(str, range(1, DRAWS + 1))), visible=False)
             )

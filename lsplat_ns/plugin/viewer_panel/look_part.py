@@ -38,11 +38,13 @@ class LookPart:
             self._generated = gui.add_checkbox("From generated views", True, hint="Gaussians of generated views")
             self._tint = gui.add_checkbox("Tint both", False, hint="Photos blue, generated views orange; not decoded")
             self._explore = gui.add_button("Go where it knows least", hint="To the least certain view nearby")
+            self._generate = gui.add_button("Generate there", visible=False, hint="As in the folder Generate")
         for handle in (self._confidence, self._decode, self._photos, self._generated, self._tint):
             handle.on_update(by_a_person(lambda _: panel.rerender()))
         self._explore.on_click(
             lambda event: panel.draws.start_latest(lambda: self._go_where_it_knows_least(event.client))
         )
+        self._generate.on_click(lambda event: panel.generate_part.begin_here(event.client))
         self._compare.on_update(by_a_person(lambda _: self._compare_with(int(self._compare.value))))
 
     def _go_where_it_knows_least(self, client: ClientHandle) -> None:
@@ -55,7 +57,9 @@ class LookPart:
             if found is None:
                 raise ConfigError("nothing of the scene is in sight here; go back to where it can be seen")
             panel.move(client, found.world_from_camera)
-            panel.say("Least certain view nearby", f"mean uncertainty {found.uncertainty:.2f}")
+            self._generate.visible = True
+            known = f"mean uncertainty {found.uncertainty:.2f}"
+            panel.say("Least certain view nearby", f"{known}; Generate there asks MV-LDM what there may be")
 
     def _compare_with(self, seed: int) -> None:
         try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +26,7 @@ from lsplat_ns.geometry.trajectories import poses_between
 from lsplat_ns.plugin.drawing import ViewOptions
 from lsplat_ns.plugin.jobs import JobCancelled, Lane
 from lsplat_ns.plugin.viewer_panel.draw_part import DrawPart
+from lsplat_ns.plugin.viewer_panel.generate_part import GeneratePart
 from lsplat_ns.plugin.viewer_panel.keep_part import KeepPart
 from lsplat_ns.plugin.viewer_panel.look_part import LookPart
 from lsplat_ns.plugin.viewer_panel.scene_part import ScenePart
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
 
 ORBIT_BASELINES = 2.0
 """Distance of the point that the first camera orbits, in context baselines."""
-SECONDS_BETWEEN_STATUS = 0.3
+SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH = 0.3, 10.0
+BACKGROUND = (0, 0, 0)
+"""Behind the splats as in training and in headless tools, so that the same camera gives the same picture."""
 
 
 class ViewerPanel(ViewerControl):
@@ -71,14 +76,24 @@ class ViewerPanel(ViewerControl):
                 f"error: {ConfigError(f'port {wanted} is in use; choose another with --viewer.websocket-port')}"
             )
         super()._setup(viewer)
+        viewer.control_panel.background_color = BACKGROUND
         gui = viewer.viser_server.gui
-        with gui.add_folder("latentSplat"):
+        with gui.add_folder("latentSplat", order=-1.0):  # before what nerfstudio offers for every method
             self._status = gui.add_markdown("")
             self.scene_part = ScenePart(self)
             self.draw_part = DrawPart(self)
             self.look_part = LookPart(self)
+            self.generate_part = GeneratePart(self)
             self.keep_part = KeepPart(self)
         viewer.viser_server.on_client_connect(self._welcome)
+        atexit.register(self.finish)
+
+    def finish(self) -> None:
+        """Cancel long work and wait for its end: what it began to write is taken away, and no thread dies computing."""
+        for part in (self.generate_part, self.keep_part):
+            part.cancel()
+        for lane in (self.work, self.draws, self.scenes):
+            lane.finish(SECONDS_TO_FINISH)
 
     # ------------------------------------------------------------------------------------- asked by the scene model
 
@@ -178,6 +193,38 @@ class ViewerPanel(ViewerControl):
         if prediction is None:
             raise ConfigError("no scene is loaded")
         return prediction
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder, which everything is written into. Raises ConfigError if there is none."""
+        run_dir = self.pipeline.datamanager.config.run_dir
+        if run_dir is None:
+            raise ConfigError("this needs a run's folder to write into")
+        return Path(run_dir)
+
+    def saved_path(self) -> tuple[Cameras, int]:
+        """The camera path that was saved last in the Render tab, and its frames per second.
+
+        Raises:
+            ConfigError: If there is none.
+            SceneDataError: If it cannot be read.
+        """
+        from lsplat_ns.plugin.taking_away import read_camera_path, stored_paths
+
+        files = list(stored_paths(self.viewer.datapath).values())
+        if not files:
+            raise ConfigError("no camera path is saved: add cameras in the Render tab and press Generate Command")
+        return read_camera_path(files[0])
+
+    def begin(self, doing: str, work: Callable[[], None]) -> None:
+        """Start long work, if none runs."""
+
+        def told() -> None:
+            with self.telling(doing):
+                work()
+
+        if not self.work.start(told):
+            self.say(f"{doing}: not started", "something else is being done; wait or cancel it", failed=True)
 
     def rerender(self) -> None:
         """Draw every tab's picture anew."""

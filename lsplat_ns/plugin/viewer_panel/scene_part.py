@@ -9,11 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-import viser.transforms
 
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
-from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO, by_a_person, correct, repeatable
+from lsplat_ns.plugin.viewer_panel.widgets import add_frustum, by_a_person, correct, repeatable
 from lsplat_ns.plugin.viewing import parse_context
 
 if TYPE_CHECKING:
@@ -102,6 +101,7 @@ class ScenePart:
         correct(self._scene, self._wanted)
         correct(self._context, self._shown_context())
         panel.draw_part.forget_strip()
+        panel.generate_part.follow_scene()
         self._draw_frusta()
         panel.rerender()
 
@@ -129,16 +129,16 @@ class ScenePart:
         if not frames:
             return
         cameras = scene.nerfstudio_cameras(frames)
-        poses = opencv_from_opengl(cameras.camera_to_worlds).double().numpy()
+        poses = opencv_from_opengl(cameras.camera_to_worlds)
         for number, frame in enumerate(frames):
-            handle = self.panel.viewer.viser_server.scene.add_camera_frustum(
+            handle = add_frustum(
+                self.panel.viewer.viser_server.scene,
                 f"/lsplat/frames/{frame:06d}",
-                fov=2 * math.atan(float(cameras.cy[number] / cameras.fy[number])),
+                poses[number],
+                fov_y=2 * math.atan(float(cameras.cy[number] / cameras.fy[number])),
                 aspect=float(cameras.cx[number] / cameras.cy[number]),
                 scale=self.panel.viewer.config.camera_frustum_scale * 0.6,
                 color=UNPICKED,
-                wxyz=viser.transforms.SO3.from_matrix(poses[number, :3, :3]).wxyz,
-                position=poses[number, :3, 3] * VISER_NERFSTUDIO_SCALE_RATIO,
             )
             handle.on_click(functools.partial(self._pick_frame, frame))
             self._frusta.append(handle)

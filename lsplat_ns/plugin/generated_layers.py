@@ -1,0 +1,101 @@
+"""Generated views that were accepted into a scene: each lot of them is a layer, on or off, and more or less opaque.
+
+A layer's views lie in a folder as ``lsplat generate`` writes it (``generated_folder``), inside the run's own. What is
+noted of a layer beside the run, or with a saved scene, is where that folder is, which of its views were accepted, and
+how it is shown: plain values, from which :func:`read_layers` makes the same layers again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsplat_ns.data.posed_video import PosedVideo
+from lsplat_ns.errors import SceneDataError
+from lsplat_ns.geometry.conventions import intrinsics_norm_from_px, opencv_from_opengl
+from lsplat_ns.plugin.generated_folder import TRANSFORMS, GeneratedFolder
+
+
+@dataclass(frozen=True)
+class GeneratedLayer:
+    """Views that are lifted into a scene together.
+
+    Raises:
+        SceneDataError: If the opacity is none.
+    """
+
+    video: PosedVideo  # the accepted views, in the frame and units of the scene's video
+    folder: Path  # that holds them
+    frames: tuple[int, ...]  # their numbers in that folder
+    visible: bool = True
+    opacity: float = 1.0  # factor of what the network predicted
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.opacity <= 1:
+            raise SceneDataError(f"the opacity of a layer lies in [0, 1], but is {self.opacity}")
+
+    def note(self, run_dir: Path) -> dict[str, Any]:
+        """Plain values from which :func:`read_layers` makes the layer again, in whatever place the run's folder is."""
+        folder = self.folder.resolve().relative_to(run_dir.resolve())
+        return {"folder": folder.as_posix(), "frames": list(self.frames), "opacity": self.opacity}
+
+
+def read_layer(folder: Path, frames: Sequence[int], opacity: float = 1.0) -> GeneratedLayer:
+    """A layer of some of the generated views of a folder.
+
+    Args:
+        folder: Written by ``lsplat generate``, or by the viewer; finished.
+        frames: Numbers of the accepted views.
+        opacity: Factor.
+
+    Raises:
+        SceneDataError: If the folder cannot be read, or holds no such generated view.
+    """
+    file = folder / TRANSFORMS
+    try:
+        content = json.loads(file.read_text())
+        entries = {int(Path(e["file_path"]).stem): e for e in content["frames"] if e.get("generated")}
+        absent = [frame for frame in frames if frame not in entries]
+        if absent or not frames:
+            raise SceneDataError(f"{folder} holds no generated view {absent[0] if absent else ''}".rstrip())
+        chosen = [entries[frame] for frame in frames]
+        poses = torch.tensor([entry["transform_matrix"] for entry in chosen], dtype=torch.float32)
+        lens = [torch.tensor([float(e[name]) for e in chosen]) for name in ("fl_x", "fl_y", "cx", "cy", "w", "h")]
+        sizes = [(int(entry["h"]), int(entry["w"])) for entry in chosen]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SceneDataError(f"{file} is no list of generated views: {error}") from None
+    numbers, stored = tuple(frames), GeneratedFolder(folder)
+    video = PosedVideo(
+        scene=folder.name,
+        world_from_camera=opencv_from_opengl(poses),
+        intrinsics_norm=intrinsics_norm_from_px(*lens),
+        read_image=lambda view: stored.read_image(numbers[view]),
+        read_size=lambda view: sizes[view],
+    )
+    return GeneratedLayer(video, folder, numbers, opacity=opacity)
+
+
+def read_layers(notes: object, run_dir: Path) -> tuple[GeneratedLayer, ...]:
+    """The layers of notes that :meth:`GeneratedLayer.note` made.
+
+    Raises:
+        SceneDataError: If they are something else, or what they name is gone or lies outside the run's folder.
+    """
+    if not isinstance(notes, list) or not all(isinstance(note, Mapping) for note in notes):
+        raise SceneDataError("generated layers are noted as a list; save the scene again")
+    layers = []
+    for note in notes:
+        try:
+            folder = (run_dir / str(note["folder"])).resolve()
+            frames, opacity = tuple(int(frame) for frame in note["frames"]), float(note.get("opacity", 1.0))
+        except (ValueError, KeyError, TypeError) as error:
+            raise SceneDataError(f"a generated layer is noted without what it takes ({error})") from None
+        if not folder.is_relative_to(run_dir.resolve()):
+            raise SceneDataError(f"{folder} is not in the folder of the run, {run_dir}")
+        layers.append(read_layer(folder, frames, opacity))
+    return tuple(layers)

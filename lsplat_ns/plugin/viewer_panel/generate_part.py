@@ -1,0 +1,296 @@
+"""The folder Generate."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.plugin.viewer_panel.widgets import SAVED_PATH, ProgressRow, add_frustum, by_a_person
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from viser import CameraFrustumHandle, ClientHandle
+
+    from lsplat_ns.plugin.active_scene import ActiveScene
+    from lsplat_ns.plugin.generated_layers import GeneratedLayer
+    from lsplat_ns.plugin.generating import GenerationOptions
+    from lsplat_ns.plugin.scene_generation import Generator, Proposal
+    from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
+
+HERE = "from here"
+MOST_VIEWS, VIEWS = 40, 3
+"""Views that may be asked for, and by default: with two photos as many as MV-LDM sees at once."""
+ACCEPTED, DECLINED, LIFTED = (255, 150, 60), (120, 130, 140), (190, 110, 40)
+"""Colours of frusta."""
+SCORES = "inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
+
+
+class GeneratePart:
+    """Views that MV-LDM generates of what no photo shows, and the layers made of those that are accepted."""
+
+    def __init__(self, panel: ViewerPanel) -> None:
+        self.panel = panel
+        self._generator: Generator | None = None
+        self._proposal: Proposal | None = None
+        self._proposed: list[Any] = []  # a checkbox for each view
+        self._frusta: list[Any] = []
+        self._deciding = threading.RLock()  # boxes, buttons and scene switches come on threads of their own
+        gui, run = panel.viewer.viser_server.gui, panel.model.config.generator
+        with gui.add_folder("Generate", expand_by_default=False):
+            self._run = gui.add_text("MV-LDM run", "" if run is None else str(run), hint="Folder of an MV-LDM run")
+            self._where = gui.add_dropdown(
+                "Cameras", (HERE, SAVED_PATH), hint="This view and its neighbours, or views along a path"
+            )
+            self._count = gui.add_number("Views", VIEWS, min=1, max=MOST_VIEWS, step=1)
+            self._solver = gui.add_dropdown(
+                "Solver",
+                ("ddim", "dpm-solver++", "unipc"),
+                hint="ddim is as published; others take 10 to 25 steps",
+            )
+            self._steps = gui.add_number("Steps", 70, min=1, max=1000, step=1, hint="70 is the published number")
+            self._guidance = gui.add_slider("Guidance", 0.0, 10.0, 0.5, 3.0, hint="1 is none, and takes half the time")
+            self._seed = gui.add_number("Noise seed", 0, min=0, step=1)
+            self._begin = gui.add_button("Generate", hint="The scene can be looked at meanwhile")
+            self._progress = ProgressRow(gui, "Cancel generation")
+            self._sheet = gui.add_markdown("", image_root=Path(), visible=False)
+            self._choices = gui.add_folder("Accept", visible=False)
+            self._lift = gui.add_button("Lift accepted views", visible=False, hint="Into the scene, as a layer")
+            self._discard = gui.add_button("Discard all", visible=False)
+            self._add_layer_widgets()
+        self._begin.on_click(lambda event: self._start(event.client, self._where.value))
+        self._lift.on_click(lambda _: panel.scenes.start_latest(self._lift_accepted))
+        self._discard.on_click(lambda _: self._forget_proposal(delete=True))
+        self.follow_scene()
+
+    def _add_layer_widgets(self) -> None:
+        panel, gui = self.panel, self.panel.viewer.viser_server.gui
+        self._layer = gui.add_dropdown("Layer", ("none",), visible=False, hint="Generated views lifted together")
+        self._visible = gui.add_checkbox("Show layer", True, visible=False)
+        self._opacity = gui.add_slider("Layer opacity", 0.0, 1.0, 0.05, 1.0, visible=False)
+        self._undo = gui.add_button("Undo last layer", visible=False)
+        self._layer.on_update(by_a_person(lambda _: self._show_chosen_layer()))
+        self._visible.on_update(by_a_person(lambda _: panel.scenes.start_latest(self._switch_layer)))
+        self._opacity.on_update(by_a_person(lambda _: panel.draws.start_latest(self._fade_layer)))
+        self._undo.on_click(lambda _: panel.scenes.start_latest(self._undo_last))
+
+    # --------------------------------------------------------------------------------------------------- generating
+
+    def cancel(self) -> None:
+        """Cancel the generation that runs, if one does."""
+        self._progress.cancel()
+
+    def begin_here(self, client: ClientHandle) -> None:
+        """Generate what a tab looks at, and its neighbours."""
+        self._start(client, HERE)
+
+    def _start(self, client: ClientHandle, where: str) -> None:
+        self.panel.begin("Generating", lambda: self._generate(client, where))
+
+    def _generate(self, client: ClientHandle, where: str) -> None:
+        """Runs on a thread of its own; the scene's lock is not taken, so that the viewer goes on drawing."""
+        from lsplat_ns.plugin.scene_generation import Generator, chosen_run, generate_views, generation_task, propose
+
+        panel, device = self.panel, self.panel.model.device
+        run, options, scene = chosen_run(self._run.value), self._options(), panel.model.active_scene
+        if scene is None:
+            raise ConfigError("no scene is loaded")
+        task = generation_task(scene, self._poses(client, scene, where), run)
+        self._generator = self._generator or Generator()
+        model = self._generator.load(run, device)
+        with self._progress.progressing() as progress:
+            folder = generate_views(model, run, task, panel.run_dir, options, device=device, progress=progress)
+        proposal = propose(scene, task, folder)
+        shown = panel.model.active_scene
+        if shown is None or shown.name != scene.name:
+            proposal.discard()
+            raise LsplatError(f"{scene.name} is no longer shown; its generated views are discarded")
+        self._show_proposal(proposal)
+        panel.model.config.generator = run
+        panel.say(f"{len(proposal.views)} views generated", "accept or discard them in the folder Generate")
+
+    def _options(self) -> GenerationOptions:
+        from lsplat_ns.diffusion.sampler import SamplingConfig
+        from lsplat_ns.diffusion.schedule import SolverConfig
+        from lsplat_ns.plugin.generating import GenerationOptions
+
+        solver = SolverConfig(self._solver.value, int(self._steps.value))
+        return GenerationOptions(sampling=SamplingConfig(solver, float(self._guidance.value), int(self._seed.value)))
+
+    def _poses(self, client: ClientHandle, scene: ActiveScene, where: str) -> Tensor:
+        from lsplat_ns.geometry.conventions import opencv_from_opengl
+        from lsplat_ns.plugin.scene_generation import context_baseline, poses_along, poses_here
+
+        count = int(self._count.value)
+        if where == SAVED_PATH:
+            path, _ = self.panel.saved_path()
+            return poses_along(path, count)
+        camera = self.panel.camera_of(client, scene.preparation.image_size)
+        pose = opencv_from_opengl(camera.camera_to_worlds.float().cpu())[0]
+        return poses_here(pose, context_baseline(scene), count)
+
+    # ------------------------------------------------------------------------------------------------------ deciding
+
+    def _show_proposal(self, proposal: Proposal) -> None:
+        from lsplat_ns.plugin.scene_generation import contact_sheet
+        from lsplat_ns.plugin.taking_away import png_bytes
+
+        with self._deciding:
+            self._forget_proposal(delete=True)  # the one before
+            self._proposal = proposal
+            image = base64.b64encode(png_bytes(contact_sheet(proposal))).decode()
+            self._sheet.content = f"![generated views](data:image/png;base64,{image})\n\n{SCORES}"
+            with self._choices:
+                for number, view in enumerate(proposal.views, start=1):
+                    score = "not comparable" if math.isnan(view.error) else f"{view.error:.2f}"
+                    box = self.panel.viewer.viser_server.gui.add_checkbox(f"View {number}: {score}", True)
+                    box.on_update(lambda _: self._draw_frusta())
+                    self._proposed.append(box)
+            for widget in (self._sheet, self._choices, self._lift, self._discard):
+                widget.visible = True
+            self._draw_frusta()
+
+    def _forget_proposal(self, *, delete: bool) -> None:
+        with self._deciding:
+            proposal, self._proposal = self._proposal, None
+            for widget in (self._sheet, self._choices, self._lift, self._discard):
+                widget.visible = False
+            for box in self._proposed:
+                box.remove()
+            self._proposed = []
+            self._sheet.content = ""
+            if delete and proposal is not None:
+                proposal.discard()
+            self._draw_frusta()
+
+    def _draw_frusta(self) -> None:
+        """Cameras of proposed views with their pictures, and of lifted ones without: these would hide the scene."""
+        with self._deciding:
+            for handle in self._frusta:
+                handle.remove()
+            self._frusta = [*self._frusta_of_proposal(), *self._frusta_of_layers()]
+
+    def _frusta_of_proposal(self) -> list[CameraFrustumHandle]:
+        drawn = []
+        for number, (view, box) in enumerate(zip(self._views(), self._proposed, strict=False)):
+            height, width = view.image.shape[-2:]
+            handle = add_frustum(
+                self.panel.viewer.viser_server.scene,
+                f"/lsplat/generated/{number:03d}",
+                view.world_from_camera,
+                fov_y=view.fov_y,
+                aspect=width / height,
+                scale=self.panel.viewer.config.camera_frustum_scale,
+                color=ACCEPTED if box.value else DECLINED,
+                image=(view.image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy(),
+            )
+            handle.on_click(functools.partial(self._toggle, number))
+            drawn.append(handle)
+        return drawn
+
+    def _frusta_of_layers(self) -> list[CameraFrustumHandle]:
+        scene, drawn = self.panel.model.active_scene, []
+        for number, layer in enumerate(() if scene is None else scene.layers):
+            poses = scene.nerfstudio_from_video.apply_to_poses(layer.video.world_from_camera)
+            for view in range(len(poses) if layer.visible else 0):
+                (height, width), focal = layer.video.read_size(view), float(layer.video.intrinsics_norm[view, 1, 1])
+                handle = add_frustum(
+                    self.panel.viewer.viser_server.scene,
+                    f"/lsplat/layers/{number:03d}/{view:03d}",
+                    poses[view],
+                    fov_y=2 * math.atan(0.5 / focal),
+                    aspect=width / height,
+                    scale=0.6 * self.panel.viewer.config.camera_frustum_scale,
+                    color=LIFTED,
+                )
+                drawn.append(handle)
+        return drawn
+
+    def _views(self) -> tuple[Any, ...]:
+        return () if self._proposal is None else self._proposal.views
+
+    def _toggle(self, number: int, event: Any) -> None:
+        if number < len(self._proposed):
+            self._proposed[number].value = not self._proposed[number].value
+            self._draw_frusta()
+
+    # -------------------------------------------------------------------------------------------------------- layers
+
+    def _lift_accepted(self) -> None:
+        proposal = self._proposal
+        accepted = tuple(number for number, box in enumerate(self._proposed) if box.value)
+        with self.panel.telling("Lifting generated views"):
+            if proposal is None or not accepted:
+                raise ConfigError("no generated view is accepted; generate some, or tick one")
+            layer = proposal.accept(accepted)
+            self._change_layers(lambda layers: (*layers, layer))
+            self._forget_proposal(delete=False)
+            self.panel.say(f"{len(accepted)} views lifted", "Look shows and tints them apart from the photos")
+
+    def _switch_layer(self) -> None:
+        number, visible = self._chosen(), bool(self._visible.value)
+        with self.panel.telling("Encoding the scene"):
+            self._change_layers(
+                lambda layers: tuple(
+                    replace(one, visible=visible) if i == number else one for i, one in enumerate(layers)
+                )
+            )
+
+    def _undo_last(self) -> None:
+        with self.panel.telling("Taking the last layer away"):
+            self._change_layers(lambda layers: layers[:-1])
+
+    def _change_layers(self, change: Callable[[tuple[GeneratedLayer, ...]], tuple[GeneratedLayer, ...]]) -> None:
+        panel = self.panel
+        with panel.viewer.train_lock:
+            scene = panel.model.active_scene
+            panel.pipeline.show_scene(replace(scene, layers=change(scene.layers)))
+        self.follow_scene()
+        panel.rerender()
+
+    def _fade_layer(self) -> None:
+        """Nothing is encoded anew for another opacity."""
+        panel, number = self.panel, self._chosen()
+        with panel.viewer.train_lock:
+            prediction = panel.model.prediction()
+            if prediction is None or number >= len(prediction.scene.layers):
+                return
+            layers = list(prediction.scene.layers)
+            layers[number] = replace(layers[number], opacity=float(self._opacity.value))
+            scene = replace(prediction.scene, layers=tuple(layers))
+            panel.model.show(prediction.faded(scene))
+            panel.pipeline.datamanager.show(scene)
+        panel.rerender()
+
+    def _chosen(self) -> int:
+        """Number of the layer that the widgets are about."""
+        return self._layer.options.index(self._layer.value) if self._layer.value in self._layer.options else 0
+
+    def follow_scene(self) -> None:
+        """Show the widgets of the layers that the scene has, and forget views that were proposed for another one."""
+        scene = self.panel.model.active_scene
+        if self._proposal is not None and (scene is None or scene.name != self._proposal.scene):
+            self._forget_proposal(delete=True)
+        layers = () if scene is None else scene.layers
+        for widget in (self._layer, self._visible, self._opacity, self._undo):
+            widget.visible = bool(layers)
+        names = tuple(f"{number}: {len(layer.video)} views" for number, layer in enumerate(layers, start=1))
+        if names and names != tuple(self._layer.options):
+            self._layer.options = names
+            self._layer.value = names[-1]
+        self._show_chosen_layer()
+        self._draw_frusta()
+
+    def _show_chosen_layer(self) -> None:
+        scene, number = self.panel.model.active_scene, self._chosen()
+        if scene is not None and number < len(scene.layers):
+            self._visible.value = scene.layers[number].visible
+            self._opacity.value = scene.layers[number].opacity

@@ -1,0 +1,283 @@
+"""Generating missing views in the viewer: proposed, accepted, lifted as layers; driven over the viewer's websocket."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from shown_run import Shown
+from untrained_runs import write_untrained_mvldm
+from viser_tab import Tab
+
+from lsplat_ns.data.batches import baseline_of
+from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.plugin.generated_layers import read_layer, read_layers
+from lsplat_ns.plugin.scene_generation import chosen_run, context_baseline, generation_task, poses_along, poses_here
+
+
+@pytest.fixture(scope="module")
+def mvldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_untrained_mvldm(tmp_path_factory.mktemp("mvldm") / "run")
+
+
+@pytest.fixture(scope="module")
+def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    shown = Shown(rooms, tmp_path_factory.mktemp("generation") / "run")
+    yield shown
+    shown.close()
+
+
+@pytest.fixture
+def tab(shown: Shown) -> Iterator[Tab]:
+    tab = Tab(shown.port)
+    tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture")
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def quick(tab: Tab, mvldm: Path) -> Tab:
+    """A tab that generates two views in two steps."""
+    for label, value in (("MV-LDM run", str(mvldm)), ("Views", 2), ("Steps", 2), ("Cameras", "from here")):
+        tab.set(label, value)
+    return tab
+
+
+def settle(tab: Tab, shown: Shown) -> None:
+    panel = shown.pipeline.model.viewer_control
+    tab.wait(lambda: not (panel.scenes.busy or panel.draws.busy or panel.work.busy), "the end of all work")
+
+
+def generate(tab: Tab, shown: Shown) -> None:
+    tab.click("Generate")
+    tab.wait(lambda: tab.visible("Lift accepted views"), "generated views")
+    settle(tab, shown)
+
+
+def lift(tab: Tab, shown: Shown) -> None:
+    layers = len(shown.pipeline.model.active_scene.layers)
+    generate(tab, shown)
+    tab.click("Lift accepted views")
+    tab.wait(lambda: len(shown.pipeline.model.active_scene.layers) == layers + 1, "a layer")
+    settle(tab, shown)
+
+
+def seen(shown: Shown) -> dict[str, torch.Tensor]:
+    """The picture at rest, which is decoded."""
+    while not shown.pipeline.model.viewer_control.at_rest:
+        time.sleep(0.05)
+    camera = shown.pipeline.datamanager.train_dataset.cameras[0:1]
+    return shown.pipeline.model.get_outputs_for_camera(camera)
+
+
+def without_layers(tab: Tab, shown: Shown) -> None:
+    model = shown.pipeline.model
+    while layers := len(model.active_scene.layers):
+        tab.click("Undo last layer")
+        tab.wait(lambda: len(model.active_scene.layers) < layers, "undoing")
+        settle(tab, shown)
+
+
+# ---------------------------------------------------------------------------------------------- before a browser
+
+
+def test_neighbours_stand_beside_the_camera_a_quarter_of_the_baseline_apart() -> None:
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([1.0, 2.0, 3.0])
+    poses = poses_here(pose, baseline=2.0, count=3)
+    assert poses[:, :3, 3].tolist() == [[0.5, 2, 3], [1, 2, 3], [1.5, 2, 3]]
+    assert torch.equal(poses_here(pose, 2.0, 1)[0], pose)
+
+
+def test_the_task_is_in_units_of_the_baseline_and_cameras_are_where_they_were(shown: Shown, mvldm: Path) -> None:
+    scene = shown.pipeline.model.active_scene
+    path = scene.nerfstudio_cameras((0, 3, 5, 8, 13))
+    poses = poses_along(path, 3)
+    task = generation_task(scene, poses, mvldm)
+    assert set(task.given) == set(scene.choice.context) and task.context.size == scene.preparation.image_size
+    assert baseline_of(task.context.cameras.world_from_camera[0]) == pytest.approx(1, abs=1e-5)
+    expected = scene.video.world_from_camera[[0, 5, 13]].clone()
+    expected[:, :3, 3] *= task.scale
+    torch.testing.assert_close(task.cameras.world_from_camera[0], expected, atol=1e-4, rtol=0)
+    assert context_baseline(scene) * float(scene.network_from_nerfstudio.scale) == pytest.approx(1, abs=1e-5)
+
+
+def test_what_is_no_generator_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ns-train mvldm-tiny"):
+        chosen_run("  ")
+    with pytest.raises(ConfigError, match="lsplat import"):
+        chosen_run(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [{}, [1], [{"folder": "generated/x"}], [{"folder": "../elsewhere", "frames": [1]}],
+     [{"folder": "generated/gone", "frames": [1]}]],
+)  # fmt: skip
+def test_notes_of_layers_from_elsewhere_are_refused(notes: object, tmp_path: Path) -> None:
+    with pytest.raises(SceneDataError):
+        read_layers(notes, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- in the viewer
+
+
+def test_without_a_checkpoint_one_message_says_what_to_do(shown: Shown, tab: Tab) -> None:
+    tab.set("MV-LDM run", "")
+    tab.click("Generate")
+    tab.wait(lambda: tab.said("no MV-LDM is chosen") and tab.said("ns-train mvldm-tiny"), "what to do")
+    settle(tab, shown)
+    tab.set("MV-LDM run", "/nowhere")
+    tab.click("Generate")
+    tab.wait(lambda: tab.said("no MV-LDM at /nowhere"), "what is wrong")
+    settle(tab, shown)
+
+
+def test_views_are_proposed_as_frusta_and_a_sheet_with_scores_and_can_be_discarded(shown: Shown, quick: Tab) -> None:
+    generate(quick, shown)
+    assert {"/lsplat/generated/000", "/lsplat/generated/001"} <= quick.nodes
+    assert "data:image/png" in quick.texts() and "0 is best" in quick.texts()
+    labels = [widget["label"] for widget in quick.widgets.values() if str(widget.get("label")).startswith("View ")]
+    assert len(labels) == 2 and all(float(label.split(": ")[1]) > 0 for label in labels)
+    folders = list((shown.folder / "generated").iterdir())
+    assert len(folders) == 1 and (folders[0] / "contact_sheet.png").is_file()
+    quick.click("Discard all")
+    quick.wait(lambda: not any("generated" in node for node in quick.nodes), "the frusta to go")
+    assert not quick.visible("Lift accepted views") and list((shown.folder / "generated").iterdir()) == []
+
+
+def test_generation_is_cancelled_within_a_step_while_the_viewer_flies_and_leaves_nothing(
+    shown: Shown, quick: Tab
+) -> None:
+    quick.set("Steps", 1000)
+    quick.click("Generate")
+    quick.wait(lambda: quick.visible("Cancel generation") and "s left" in quick.texts(), "progress")
+    for number in range(3):  # the render lock is free
+        quick.look((0.1 * number, 0.0, 0.0))
+        quick.wait_for_picture(20)
+    assert shown.pipeline.model.viewer_control.work.busy
+    started = time.monotonic()
+    quick.click("Cancel generation")
+    quick.wait(lambda: quick.said("cancelled"), "the end", 20)
+    settle(quick, shown)
+    assert time.monotonic() - started < 10
+    assert not quick.visible("Cancel generation") and list((shown.folder / "generated").iterdir()) == []
+
+
+def test_accepted_views_become_a_layer_that_is_shown_faded_hidden_and_taken_back(shown: Shown, quick: Tab) -> None:
+    model, panel = shown.pipeline.model, shown.pipeline.model.viewer_control
+    photos, before = model.prediction(), seen(shown)
+    generate(quick, shown)
+    first = next(w["label"] for w in quick.widgets.values() if str(w.get("label")).startswith("View 1"))
+    quick.set(first, False)  # one of the two
+    quick.click("Lift accepted views")
+    quick.wait(lambda: len(model.active_scene.layers) == 1, "a layer")
+    settle(quick, shown)
+    assert "/lsplat/layers/000/000" in quick.nodes and not any("generated" in node for node in quick.nodes)
+    (layer,) = model.active_scene.layers
+    assert len(layer.video) == 1
+    fused = model.prediction().fused
+    added = fused.generated[0]
+    assert 0 < int(added.sum()) == fused.gaussians.count - photos.fused.gaussians.count
+    torch.testing.assert_close(fused.gaussians.means[0, ~added], photos.fused.gaussians.means[0])  # photos first
+
+    quick.set("From photos", False)
+    quick.wait(lambda: panel.kept(fused) is not None, "photos hidden")
+    alone = seen(shown)["accumulation"]
+    assert alone.max() > 0
+    quick.set("Layer opacity", 0.0)
+    quick.wait(lambda: model.active_scene.layers[0].opacity == 0, "no opacity")
+    settle(quick, shown)
+    assert seen(shown)["accumulation"].max() < 1e-3
+    assert model.prediction().fused is fused  # nothing was encoded anew
+    quick.set("Layer opacity", 1.0)
+    quick.wait(lambda: model.active_scene.layers[0].opacity == 1, "full opacity")
+    settle(quick, shown)
+    torch.testing.assert_close(seen(shown)["accumulation"], alone)
+    quick.set("From photos", True)
+    quick.wait(lambda: panel.kept(fused) is None, "photos shown")
+
+    quick.set("Show layer", False)
+    quick.wait(lambda: not model.active_scene.layers[0].visible, "the layer hidden")
+    settle(quick, shown)
+    assert torch.equal(seen(shown)["rgb_splat"], before["rgb_splat"])
+    quick.click("Undo last layer")
+    quick.wait(lambda: model.active_scene.layers == (), "the layer gone")
+    settle(quick, shown)
+    assert torch.equal(seen(shown)["rgb_splat"], before["rgb_splat"])
+    assert not quick.visible("Show layer")
+
+
+def test_layers_stay_with_other_photos_and_headless_tools_show_them_too(shown: Shown, quick: Tab) -> None:
+    model = shown.pipeline.model
+    lift(quick, shown)
+    name = model.active_scene.name
+    quick.set("Context", "2, 10")
+    quick.wait(lambda: model.active_scene.choice.context == (2, 10), "frames 2 and 10")
+    settle(quick, shown)
+    assert len(model.active_scene.layers) == 1
+    quick.set("Layer opacity", 0.5)
+    quick.wait(lambda: model.active_scene.layers[0].opacity == 0.5, "half opacity")
+    settle(quick, shown)
+    here = seen(shown)
+    assert json.loads((shown.folder / "active_scene.json").read_text())["layers"][0]["opacity"] == 0.5
+    quick.click("Save scene")
+    quick.wait(lambda: quick.said("Scene saved"), "its config")
+    settle(quick, shown)
+    for file in (shown.folder / "config.yml", shown.folder / "scenes" / f"{name}.yml"):
+        config = yaml.load(file.read_text(), Loader=yaml.Loader)
+        config.pipeline.datamanager.run_dir = shown.folder
+        pipeline = config.pipeline.setup(device=str(model.device), test_mode="inference").eval()
+        pipeline.model.load_state_dict(model.state_dict())
+        camera = shown.pipeline.datamanager.train_dataset.cameras[0:1]
+        there = pipeline.model.get_outputs_for_camera(camera)
+        assert torch.equal(there["rgb"], here["rgb"]) and torch.equal(there["rgb_splat"], here["rgb_splat"]), file
+    without_layers(quick, shown)
+
+
+def test_another_scene_forgets_what_was_proposed_and_keeps_no_layer(shown: Shown, quick: Tab) -> None:
+    lift(quick, shown)
+    generate(quick, shown)
+    quick.set("Go to", "next")
+    quick.wait(lambda: shown.pipeline.model.active_scene.layers == (), "the next scene")
+    settle(quick, shown)
+    quick.wait(lambda: not any("generated" in node or "layers" in node for node in quick.nodes), "the frusta to go")
+    assert not quick.visible("Lift accepted views") and not quick.visible("Show layer")
+
+
+def test_the_least_certain_view_is_offered_to_be_generated(shown: Shown, quick: Tab) -> None:
+    quick.click("Go where it knows least")
+    quick.wait(lambda: quick.said("Least certain view") and quick.visible("Generate there"), "the offer")
+    settle(quick, shown)
+    quick.click("Generate there")
+    quick.wait(lambda: quick.visible("Lift accepted views"), "generated views")
+    settle(quick, shown)
+    quick.click("Discard all")
+
+
+def test_views_along_a_saved_path_are_generated(shown: Shown, quick: Tab) -> None:
+    cameras = shown.pipeline.model.active_scene.nerfstudio_cameras((1, 4, 7, 10))
+    entries = []
+    for pose in cameras.camera_to_worlds:
+        whole = torch.cat([pose, torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
+        entries.append({"camera_to_world": whole.flatten().tolist(), "fov": 50.0, "aspect": 1.5})
+    file = shown.folder / "camera_paths" / "mine.json"
+    file.parent.mkdir(exist_ok=True)
+    path = {"camera_type": "perspective", "render_height": 64, "render_width": 96, "fps": 24, "seconds": 1}
+    file.write_text(json.dumps({**path, "camera_path": entries}))
+    quick.set("Cameras", "last saved in the Render tab")
+    quick.set("Views", 4)
+    generate(quick, shown)
+    (folder,) = [path for path in (shown.folder / "generated").iterdir() if path.name.startswith(
+        shown.pipeline.model.active_scene.name)]  # fmt: skip
+    layer = read_layer(folder, tuple(range(14, 18)))
+    expected = shown.pipeline.model.active_scene.video.world_from_camera[[1, 4, 7, 10]]
+    torch.testing.assert_close(layer.video.world_from_camera, expected, atol=1e-4, rtol=0)
+    assert np.asarray(layer.video.read_image(0)).shape == (64, 64, 3)
+    quick.click("Discard all")
