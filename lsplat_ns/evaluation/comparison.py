@@ -116,7 +116,7 @@ def _warnings(
             found.append(f"{name} is partial: {summary['entries']} of {summary['listed']['entries']} entries.")
     alone = len(first.keys() ^ second.keys())
     if alone:
-        found.append(f"{alone} entries were evaluated by one of the two only, and are left out.")
+        found.append(f"Left out because only one of the two evaluated them: {alone} of {len(first | second)} entries.")
     return found
 
 

@@ -66,7 +66,9 @@ class EntryResult:
 
     def mean(self, what: str, metric: str, kind: str = ALL) -> float | None:
         """Mean over the entry's targets (of one kind); None where there is none."""
-        values = self.metrics.get(what, {}).get(metric, [])
+        values = self.metrics.get(what, {}).get(metric)
+        if values is None:
+            return None
         kinds = self.kinds or ("",) * len(values)
         kept = [v for v, k in zip(values, kinds, strict=True) if v is not None and kind in (ALL, k)]
         return sum(kept) / len(kept) if kept else None

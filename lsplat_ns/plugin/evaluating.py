@@ -231,7 +231,8 @@ def _print_summary(summary: dict[str, Any], page: Path) -> None:
 
     state = "" if summary["complete"] else " (partial)"
     listed = summary["listed"]["entries"]
-    table = Table(title=f"{summary['entries']} of {listed} entries, {len(summary['scenes'])} scenes{state}")
+    scenes = "1 scene" if len(summary["scenes"]) == 1 else f"{len(summary['scenes'])} scenes"
+    table = Table(title=f"{summary['entries']} of {listed} entries, {scenes}{state}")
     names = [name for name in METRICS if any(name in scored for scored in summary["metrics"][ALL].values())]
     table.add_column("")
     for name in names:

@@ -124,6 +124,15 @@ def test_ns_eval_scores_the_evaluation_index(trained: Run, rooms: Path) -> None:
     for frame in entries[0]["target"]:
         assert Image.open(images / scene / f"{left}_{right}" / "color" / f"{frame:06d}.png").size == (64, 64)
 
+    outcome = call("lsplat", "evaluate", trained.folder, "--output", "evaluated", "--illustrated", 0, cwd=trained.cwd)
+    assert outcome.code == 0, outcome.output
+    assert f"{results['psnr']:.2f}" in outcome.output and "Report: evaluated/index.html" in outcome.output
+    summary = json.loads((trained.cwd / "evaluated" / "summary.json").read_text())
+    assert {name: results[name] for name in ("metrics", "scenes", "skipped", "targets")} == {
+        name: summary[name] for name in ("metrics", "scenes", "skipped", "targets")
+    }
+    assert results["psnr"] == summary["metrics"]["all"]["prediction"]["psnr"]["mean"]
+
 
 def camera_path(run: Run, path: Path, frames: int = 4) -> Path:
     pose = np.eye(4)
