@@ -79,7 +79,7 @@ def pose_pair(first: Photo, second: Photo) -> PhotoPair:
     if inliers < max(FEWEST_INLIERS, LEAST_INLIER_SHARE * matches):
         raise SceneDataError(
             f"only {inliers} of {matches} matching points of {names} agree on a camera motion: the gap between the "
-            f"photos is too wide, or things moved; take them closer together"
+            f"photos is too wide, things moved{_focal_doubt(first, second)}; take them closer together"
         )
     if pose.triangulation_degrees < LEAST_TRIANGULATION_DEGREES:
         raise SceneDataError(
@@ -102,6 +102,12 @@ def pose_pair(first: Photo, second: Photo) -> PhotoPair:
             f"directions {pair.triangulation_degrees:.0f} degrees apart; take them closer together"
         )
     return pair
+
+
+def _focal_doubt(*photos: Photo) -> str:
+    """What else may explain that no camera motion fits, where no camera measured the focal length."""
+    unmeasured = [photo.focal_source for photo in photos if photo.focal_source != "EXIF"]
+    return f", or the field of view is not the {unmeasured[0]} one (--fov)" if unmeasured else ""
 
 
 def _at_unit_depth(points_px: np.ndarray, photo: Photo) -> np.ndarray:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lsplat_ns.data import photo_pair
 from lsplat_ns.data.demo_scenes.demo_scene import build_demo_scene
-from lsplat_ns.data.photo_pair import PhotoPair, pose_pair
+from lsplat_ns.data.photo_pair import PhotoPair, _focal_doubt, pose_pair
 from lsplat_ns.data.photos import Photo
 from lsplat_ns.errors import SceneDataError
 
@@ -136,6 +136,8 @@ def test_too_wide_a_gap_is_refused(frames: tuple[int, int]) -> None:
     ]
     with pytest.raises(SceneDataError, match=r"gap between .* is too wide"):
         pose_pair(*photos)
+    assert _focal_doubt(*photos) == ", or the field of view is not the stated one (--fov)"
+    assert _focal_doubt(*(replace(photo, focal_source="EXIF") for photo in photos)) == ""
 
 
 def test_views_that_share_little_are_refused() -> None:
