@@ -191,7 +191,8 @@ def _cards(comparison: Comparison, count: int) -> list[dict[str, Any]]:
     cards = []
     for pair in sorted(comparison.pairs, key=lambda pair: -abs(difference(pair)))[:count]:
         result, value = pair[0], difference(pair)
-        place = result.scene, result.context, result.target[0]
+        frame = result.target[0]
+        place = result.scene, result.context, frame
         roots = (
             ("truth", comparison.folders[0] / TRUTHS),
             ("A", comparison.folders[0] / PREDICTIONS),
@@ -201,7 +202,8 @@ def _cards(comparison: Comparison, count: int) -> list[dict[str, Any]]:
             {"name": name, "src": embedded(read_picture(image_file(root, *place)), THUMBNAIL)} for name, root in roots
         ]
         style = "better" if value > 0 else "worse" if value < 0 else ""
-        cards.append({"name": result.scene, "pictures": pictures, "score": f"{value:+.2f} dB", "style": style})
+        name = f"{result.scene}, frame {frame}"
+        cards.append({"name": name, "pictures": pictures, "score": f"{value:+.2f} dB", "style": style})
     return cards
 
 

@@ -123,6 +123,8 @@ def difference_histogram(differences: dict[str, np.ndarray]) -> str:
         one.axvline(values.mean(), color=COLORS[OURS], linewidth=1.6, linestyle="--")
         one.set_xlabel(f"{METRICS[metric].label}: B − A")
     axes[0].set_ylabel("entries")
+    for one in axes:
+        one.yaxis.get_major_locator().set_params(integer=True)
     return _svg(figure, "Histograms of differences between the two evaluations")
 
 

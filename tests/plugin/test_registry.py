@@ -64,6 +64,14 @@ def test_every_config_survives_yaml(method: str) -> None:
         assert again.pipeline.model.schedule == config.pipeline.model.schedule
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_logs_go_to_tensorboard_and_to_wandb_only_when_asked(method: str) -> None:
+    config = all_methods[method]
+    assert not config.is_wandb_enabled() and not config.is_comet_enabled()
+    trains = method not in ("latentsplat-encode", "mvldm-latentsplat")
+    assert config.is_tensorboard_enabled() or not trains
+
+
 @pytest.mark.parametrize("name", [m for m in METHODS if m.startswith("latentsplat-co3d")])
 def test_co3d_methods_sample_views_as_published(name: str) -> None:
     """Spec section 2.4: wide gaps and margins, in the units of the data."""
