@@ -29,7 +29,7 @@ MM_PER_RESOLUTION_UNIT = {1: 25.4, 2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}
 """EXIF units of resolution: inch (also where none is stated), centimetre, millimetre, micrometre."""
 ASPECT_TOLERANCE = 0.02
 
-FocalSource = Literal["stated", "EXIF", "assumed"]
+FocalSource = Literal["stated", "EXIF", "assumed", "refined"]
 
 
 @dataclass(frozen=True)

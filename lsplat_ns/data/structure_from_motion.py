@@ -77,7 +77,7 @@ def _posed(photos: tuple[Photo, ...], names: list[str], model) -> PosedPhotos:
         pose = np.eye(4)
         pose[:3] = image.cam_from_world().inverse().matrix()
         poses.append(pose)
-        kept.append(replace(photo, focal_px=float(image.camera.focal_length)))
+        kept.append(replace(photo, focal_px=float(image.camera.focal_length), focal_source="refined", notes=()))
     lines = [
         *describe_photos(kept),
         *(f"Warning: {name} fits nowhere and is left out" for name in left_out),

@@ -30,6 +30,7 @@ def encode_capture(
     output: Path,
     *,
     context: Optional[tuple[int, ...]] = None,
+    num_context_views: int = 2,
     include_capture: bool = False,
 ) -> Path:
     """Make a run that shows a capture through the networks of a trained or imported run.
@@ -41,7 +42,8 @@ def encode_capture(
         run: Run folder (or its config.yml) of any latentSplat method.
         capture: Folder with a transforms.json, as nerfstudio-data reads it.
         output: Run folder to make; must not exist or be empty.
-        context: Frames that the network sees, counted in the order of file names; by default a pair is chosen.
+        context: Frames that the network sees, counted in the order of file names; by default they are chosen.
+        num_context_views: How many are chosen, where further ones fit; more than two are encoded in pairs and fused.
         include_capture: Copy the capture into the run's folder, under the same name; the run then refers to that copy.
 
     Returns:
@@ -55,7 +57,8 @@ def encode_capture(
     """
     folder = free_folder(output)
     dataparser = NerfstudioDataParserConfig(data=capture.expanduser().resolve())
-    _encode(StoredRun.open(run), folder, dataparser, CaptureContextConfig(context), include_capture)
+    options = CaptureContextConfig(context, num_context_views=num_context_views)
+    _encode(StoredRun.open(run), folder, dataparser, options, include_capture)
     return folder / "config.yml"
 
 

@@ -20,6 +20,8 @@ from lsplat_ns.plugin.encoding import encode_capture
 from lsplat_ns.plugin.runs import StoredRun, free_folder
 
 JPEG_QUALITY = 95
+MOST_VIEWS = 6
+"""Photos that the network sees of many; each one beyond the first two costs as much as these."""
 
 
 def reconstruct(
@@ -36,7 +38,8 @@ def reconstruct(
     and weights. It appears whole or not at all. The same photos and run make the same scene.
 
     Args:
-        photos: Two photos, or more with pycolmap. Of two, the network sees both; of more, an overlapping pair.
+        photos: Two photos, or more with pycolmap. Of two, the network sees both; of more, an overlapping pair and up
+            to four that show something new, fused.
         run: Run folder (or its config.yml) of any latentSplat method.
         output: Run folder to make; must not exist or be empty.
         fov_degrees: Field of view of every photo across its longer side; by default that of the EXIF data.
@@ -61,8 +64,8 @@ def reconstruct(
     with tempfile.TemporaryDirectory(prefix="lsplat-reconstruct-") as folder:
         capture = Path(folder) / "capture"
         write_capture(posed, capture)
-        context = (0, 1) if len(posed.photos) == 2 else None
-        return encode_capture(run, capture, output, context=context, include_capture=True)
+        context, views = (0, 1) if len(posed.photos) == 2 else None, min(len(posed.photos), MOST_VIEWS)
+        return encode_capture(run, capture, output, context=context, num_context_views=views, include_capture=True)
 
 
 def pose_photos(photos: tuple[Photo, ...]) -> PosedPhotos:

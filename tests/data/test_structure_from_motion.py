@@ -46,6 +46,7 @@ def test_a_chain_of_photos_is_posed_and_a_stray_one_left_out() -> None:
         cosine = step[:3, 3] @ true_step[:3, 3] / np.linalg.norm(step[:3, 3]) / np.linalg.norm(true_step[:3, 3])
         assert cosine > np.cos(np.radians(1))
     assert posed.photos[0].focal_px == pytest.approx(458, rel=0.02)  # 480 was given
+    assert posed.photos[0].focal_source == "refined"
 
 
 def test_photos_without_anything_in_common_are_refused() -> None:

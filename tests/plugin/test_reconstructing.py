@@ -21,9 +21,11 @@ from PIL import Image
 from untrained_runs import write_untrained_run
 
 from lsplat_ns.cli import Reconstruct
-from lsplat_ns.data.photos import fov_from_focal, read_photo
+from lsplat_ns.data.photos import Photo, fov_from_focal, read_photo
+from lsplat_ns.data.structure_from_motion import PosedPhotos
 from lsplat_ns.errors import ConfigError, LsplatError, MissingExtra, SceneDataError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
+from lsplat_ns.plugin import reconstructing
 from lsplat_ns.plugin.reconstructing import pose_photos, reconstruct
 
 SIZE = (192, 288)
@@ -162,6 +164,24 @@ def test_what_is_no_run_and_an_output_in_use_are_refused(place: Workplace, tmp_p
 def test_three_photos_need_the_extra(place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycolmap", None)
     assert_refused(place, tmp_path, MissingExtra, "pycolmap", photos=(*place.photos, place.photos[0]))
+
+
+def test_of_more_photos_all_that_show_something_new_are_fused(
+    place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = (0, 2, 4, 6)  # too little of the last one is seen by any other
+
+    def known_poses(photos: tuple[Photo, ...]) -> PosedPhotos:
+        return PosedPhotos(photos, np.stack([room(SIZE).cameras[f].world_from_camera for f in frames]), "placed")
+
+    monkeypatch.setattr(reconstructing, "reconstruct_photos", known_poses)
+    paths = tuple(tmp_path / f"{frame}.png" for frame in frames)
+    for path, frame in zip(paths, frames, strict=True):
+        Image.fromarray(photo(frame, SIZE)).save(path)
+    config = reconstruct(paths, place.run, tmp_path / "made", fov_degrees=FOV, say=lambda report: None)
+    provenance = json.loads((config.parent / "provenance.json").read_text())
+    assert provenance["context_frames"] == [0, 1, 2]
+    assert len(provenance["gaussians_per_layer"]) == 2 and min(provenance["gaussians_per_layer"]) > 0
 
 
 # --------------------------------------------------------------------------------------------------- the command
