@@ -26,17 +26,18 @@ class Shown:
         config.pipeline.datamanager.dataparser.scene_split = "train"
         (folder / "config.yml").write_text(yaml.dump(config))
         config.pipeline.datamanager.run_dir = folder
-        torch.manual_seed(0)
         self.folder = folder
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.pipeline: LatentSplatPipeline = config.pipeline.setup(device=device, test_mode="test")
         self.pipeline.eval()
-        self.pipeline.model.accelerate()
+        (checkpoint,) = (folder / "nerfstudio_models").glob("*.ckpt")
+        stored = torch.load(checkpoint, map_location=device, weights_only=True)
+        self.pipeline.load_pipeline(stored["pipeline"], stored["step"])
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.viewer = Viewer(
-            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1"),
+            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1", image_format="png"),
             log_filename=folder / "viewer.log",
             datapath=folder,
             pipeline=self.pipeline,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import os
 import random
+import re
+import signal
+import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import BIN, call
 from demo_captures import photo
 from PIL import Image
 from shown_run import Shown
@@ -20,6 +28,7 @@ from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.checkpoints.exports import read_ply
+from lsplat_ns.plugin.recipes import tiny_trainer
 from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
 
 
@@ -448,24 +457,144 @@ def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: T
 
 @pytest.mark.slow
 def test_switching_scenes_does_not_grow_memory(shown: Shown) -> None:
-    import gc
-    import os
+    """With everything that the panel does then: frusta, fields, the note beside the run."""
 
     def resident() -> int:
         gc.collect()
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-    after_twenty = 0
+    scene_part, after_twenty = shown.pipeline.model.viewer_control.scene_part, 0
     for number in range(200):
-        shown.pipeline.set_scene(shown.ids[number % len(shown.ids)])
+        scene_part.show(shown.ids[number % len(shown.ids)])
         if number == 19:
             after_twenty = resident()
+    assert shown.pipeline.model.active_scene.name == shown.ids[199 % len(shown.ids)]
     assert resident() < 1.05 * after_twenty
 
 
-def test_a_moving_camera_gets_five_pictures_a_second_and_never_a_stamp(shown: Shown, tab: Tab) -> None:
-    import time
+@pytest.mark.slow
+def test_one_camera_gives_one_picture_in_the_viewer_in_its_videos_and_in_ns_render(shown: Shown, tab: Tab) -> None:
+    height, width = 64, 96
+    model, name = shown.pipeline.model, shown.pipeline.model.active_scene.name
+    tab.set("Max res", width)
+    tab.look((0.2, 0.1, 0.3))
+    tab.wait(lambda: model.viewer_control.at_rest and tab.picture.shape == (height, width, 3), "a picture at rest")
+    settle(tab, shown)
+    threading.Event().wait(1)
+    in_viewer = tab.picture.astype(int)
+    # The path as the Render tab saves it.
+    (client,) = shown.viewer.viser_server.get_clients().values()
+    state = shown.viewer.get_camera_state(client)
+    pose = torch.cat([state.c2w.float().cpu(), torch.tensor([[0.0, 0.0, 0.0, 1.0]])])
+    entry = {"camera_to_world": pose.flatten().tolist(), "fov": float(np.rad2deg(state.fov)), "aspect": width / height}
+    path = {"camera_type": "perspective", "render_height": height, "render_width": width, "fps": 24, "seconds": 1}
+    file = shown.folder / "camera_paths" / "one.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps({**path, "camera_path": [entry, entry]}))
+    tab.set("Path", "last saved in the Render tab")
+    tab.click("Dataset")
+    tab.wait(lambda: tab.said("Dataset written"), "the dataset")
+    settle(tab, shown)
+    in_files = np.asarray(Image.open(shown.folder / "baked" / name / "images" / "view_00000.png")).astype(int)
+    outcome = call(
+        "ns-render", "camera-path", "--load-config", shown.folder / "config.yml", "--camera-path-filename", file,
+        "--output-path", shown.folder / "path", "--output-format", "images", "--image-format", "png",
+        cwd=shown.folder,
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.output[-2000:]
+    rendered = np.asarray(Image.open(sorted((shown.folder / "path").glob("*.png"))[0]).convert("RGB")).astype(int)
+    for other in (in_files, in_viewer):  # nerfstudio's viewer rounds colours down, and its renderer to the nearest
+        assert np.abs(rendered - other).max() <= 1
+    assert np.array_equal(rendered, in_files)
+    tab.set("Path", "between the photos")
+    tab.set("Max res", 512)
 
+
+def test_a_scene_that_is_looked_at_slows_training_by_less_than_five_percent(rooms: Path) -> None:
+    """It is predicted anew every ``refresh_every`` steps, on the same threads as a step."""
+    config = tiny_trainer("latentsplat-tiny").pipeline
+    config.datamanager.data, config.datamanager.num_workers = rooms, 0
+    pipeline = config.setup(device="cpu", test_mode="val")
+    pipeline.train()
+
+    def step(number: int) -> None:
+        _, losses, _ = pipeline.get_train_loss_dict(number)
+        sum(losses.values()).backward()
+
+    def best(work: Callable[[int], object]) -> float:
+        spent = []
+        for number in range(4):
+            started = time.perf_counter()
+            work(number)
+            spent.append(time.perf_counter() - started)
+        return min(spent)
+
+    pipeline.model.prediction()  # reads the photos
+    cost, every = best(lambda _: pipeline.model.predict(pipeline.model.active_scene)), config.model.refresh_every
+    assert cost < 0.05 * every * best(step)
+    before = pipeline.model.prediction()
+    pipeline.model.update_to_step(every - 1)
+    assert pipeline.model.prediction() is before
+    pipeline.model.update_to_step(every)
+    assert pipeline.model.prediction() is not before
+
+
+@pytest.mark.slow
+def test_the_panel_works_while_ns_train_trains(rooms: Path, tmp_path: Path) -> None:
+    port = free_port()
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [BIN / "ns-train", "latentsplat-tiny", "--data", rooms, "--max-num-iterations", "100000", "--vis", "viewer",
+             "--viewer.websocket-port", str(port), "--pipeline.model.refresh-every", "5",
+             "--pipeline.datamanager.dataparser.scene-split", "train"],
+            cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"},
+        )  # fmt: skip
+    try:
+        said = (tmp_path / "log").read_text
+        wait_for_port(port, process)
+        tab = Tab(port)
+        tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture", 120)
+        first = tab.value("Scene")
+        tab.set("Go to", "next")
+        tab.wait(lambda: tab.value("Scene") != first, "the next scene")
+        tab.click("Resample")
+        tab.wait(lambda: tab.value("Show") == "sample", "a draw")
+        tab.look((0.1, 0.0, 0.0))
+        tab.wait_for_picture()
+        step = training_step(tab)
+        tab.wait(lambda: training_step(tab) > step + 5, "training that goes on")  # past a refresh
+        tab.look((0.2, 0.0, 0.0))
+        tab.wait_for_picture()
+        tab.close()
+        assert process.poll() is None and "Traceback" not in said() and "Rendering failed" not in said(), said()[-3000:]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=120)
+
+
+def training_step(tab: Tab) -> int:
+    """The step that nerfstudio shows beside the picture's resolution."""
+    return int(re.search(r"Step: (\d+)", tab.texts()).group(1))
+
+
+def wait_for_port(port: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("no viewer came up")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_a_moving_camera_gets_five_pictures_a_second_and_never_a_stamp(shown: Shown, tab: Tab) -> None:
     tab.set("Max res", 512)
     heights, started, before = [], time.monotonic(), tab.pictures
     while time.monotonic() - started < 4:

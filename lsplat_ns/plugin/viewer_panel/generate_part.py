@@ -31,7 +31,7 @@ MOST_VIEWS, VIEWS = 40, 3
 """Views that may be asked for, and by default: with two photos as many as MV-LDM sees at once."""
 ACCEPTED, DECLINED, LIFTED = (255, 150, 60), (120, 130, 140), (190, 110, 40)
 """Colours of frusta."""
-SCORES = "inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
+SCORES = "Inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
 
 
 class GeneratePart:
@@ -45,7 +45,8 @@ class GeneratePart:
         self._frusta: list[Any] = []
         self._deciding = threading.RLock()  # boxes, buttons and scene switches come on threads of their own
         gui, run = panel.viewer.viser_server.gui, panel.model.config.generator
-        with gui.add_folder("Generate", expand_by_default=False):
+        self._folder = gui.add_folder("Generate", expand_by_default=False)
+        with self._folder:
             self._run = gui.add_text("MV-LDM run", "" if run is None else str(run), hint="Folder of an MV-LDM run")
             self._where = gui.add_dropdown(
                 "Cameras", (HERE, SAVED_PATH), hint="This view and its neighbours, or views along a path"
@@ -62,7 +63,6 @@ class GeneratePart:
             self._begin = gui.add_button("Generate", hint="The scene can be looked at meanwhile")
             self._progress = ProgressRow(gui, "Cancel generation")
             self._sheet = gui.add_markdown("", image_root=Path(), visible=False)
-            self._choices = gui.add_folder("Accept", visible=False)
             self._lift = gui.add_button("Lift accepted views", visible=False, hint="Into the scene, as a layer")
             self._discard = gui.add_button("Discard all", visible=False)
             self._add_layer_widgets()
@@ -103,6 +103,7 @@ class GeneratePart:
         run, options, scene = chosen_run(self._run.value), self._options(), panel.model.active_scene
         if scene is None:
             raise ConfigError("no scene is loaded")
+        stood = client.camera.position
         task = generation_task(scene, self._poses(client, scene, where), run)
         self._generator = self._generator or Generator()
         model = self._generator.load(run, device)
@@ -114,6 +115,8 @@ class GeneratePart:
             proposal.discard()
             raise LsplatError(f"{scene.name} is no longer shown; its generated views are discarded")
         self._show_proposal(proposal)
+        if where == HERE and (client.camera.position == stood).all():  # else it looks out of the middle picture
+            panel.step_back(client)
         panel.model.config.generator = run
         panel.say(f"{len(proposal.views)} views generated", "accept or discard them in the folder Generate")
 
@@ -127,7 +130,8 @@ class GeneratePart:
 
     def _poses(self, client: ClientHandle, scene: ActiveScene, where: str) -> Tensor:
         from lsplat_ns.geometry.conventions import opencv_from_opengl
-        from lsplat_ns.plugin.scene_generation import context_baseline, poses_along, poses_here
+        from lsplat_ns.plugin.active_scene import context_baseline
+        from lsplat_ns.plugin.scene_generation import poses_along, poses_here
 
         count = int(self._count.value)
         if where == SAVED_PATH:
@@ -148,20 +152,21 @@ class GeneratePart:
             self._proposal = proposal
             image = base64.b64encode(png_bytes(contact_sheet(proposal))).decode()
             self._sheet.content = f"![generated views](data:image/png;base64,{image})\n\n{SCORES}"
-            with self._choices:
+            with self._folder:
                 for number, view in enumerate(proposal.views, start=1):
                     score = "not comparable" if math.isnan(view.error) else f"{view.error:.2f}"
-                    box = self.panel.viewer.viser_server.gui.add_checkbox(f"View {number}: {score}", True)
+                    order = self._sheet.order + number / (MOST_VIEWS + 1)  # below the sheet, above the buttons
+                    box = self.panel.viewer.viser_server.gui.add_checkbox(f"View {number}: {score}", True, order=order)
                     box.on_update(lambda _: self._draw_frusta())
                     self._proposed.append(box)
-            for widget in (self._sheet, self._choices, self._lift, self._discard):
+            for widget in (self._sheet, self._lift, self._discard):
                 widget.visible = True
             self._draw_frusta()
 
     def _forget_proposal(self, *, delete: bool) -> None:
         with self._deciding:
             proposal, self._proposal = self._proposal, None
-            for widget in (self._sheet, self._choices, self._lift, self._discard):
+            for widget in (self._sheet, self._lift, self._discard):
                 widget.visible = False
             for box in self._proposed:
                 box.remove()
@@ -188,7 +193,7 @@ class GeneratePart:
                 view.world_from_camera,
                 fov_y=view.fov_y,
                 aspect=width / height,
-                scale=self.panel.viewer.config.camera_frustum_scale,
+                scale=self.panel.frustum_scale,
                 color=ACCEPTED if box.value else DECLINED,
                 image=(view.image * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy(),
             )
@@ -208,7 +213,7 @@ class GeneratePart:
                     poses[view],
                     fov_y=2 * math.atan(0.5 / focal),
                     aspect=width / height,
-                    scale=0.6 * self.panel.viewer.config.camera_frustum_scale,
+                    scale=0.6 * self.panel.frustum_scale,
                     color=LIFTED,
                 )
                 drawn.append(handle)

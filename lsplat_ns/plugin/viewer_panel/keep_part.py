@@ -35,7 +35,7 @@ class KeepPart:
             self._format = gui.add_dropdown("Gaussians as", ("ply", "splat", "npz"))
             self._export = gui.add_button("Export Gaussians")
             self._save = gui.add_button("Save scene", hint="A config of its own, for ns-render and ns-export")
-            self._commands = [gui.add_text(name, "", disabled=True, visible=False) for name in COMMANDS]
+            self._commands = [gui.add_text(name, "", visible=False) for name in COMMANDS]
         self._snapshot.on_click(lambda event: panel.begin("Snapshot", lambda: self._take_snapshot(event.client)))
         self._video.on_click(lambda event: panel.begin("Rendering", lambda: self._render(event.client)))
         self._bake.on_click(lambda _: panel.begin("Baking", self._write_dataset))

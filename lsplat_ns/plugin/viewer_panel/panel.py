@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import viser.transforms
+from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from nerfstudio.viewer.utils import get_camera
 from nerfstudio.viewer.viewer_elements import ViewerControl
@@ -23,6 +24,7 @@ from torch import Tensor
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.geometry.trajectories import poses_between
+from lsplat_ns.plugin.active_scene import context_baseline
 from lsplat_ns.plugin.drawing import ViewOptions
 from lsplat_ns.plugin.jobs import JobCancelled, Lane
 from lsplat_ns.plugin.viewer_panel.draw_part import DrawPart
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 ORBIT_BASELINES = 2.0
 """Distance of the point that the first camera orbits, in context baselines."""
 SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH = 0.3, 10.0
+FRUSTUM_BASELINES, STEP_BACK = 0.03, 0.7
+"""Size of drawn cameras, and how far the camera steps back from where views were generated, in context baselines."""
 BACKGROUND = (0, 0, 0)
 """Behind the splats as in training and in headless tools, so that the same camera gives the same picture."""
 
@@ -77,6 +81,8 @@ class ViewerPanel(ViewerControl):
             )
         super()._setup(viewer)
         viewer.control_panel.background_color = BACKGROUND
+        self._stated_scale = viewer.config.camera_frustum_scale
+        viewer.config.camera_frustum_scale = self.frustum_scale
         gui = viewer.viser_server.gui
         with gui.add_folder("latentSplat", order=-1.0):  # before what nerfstudio offers for every method
             self._status = gui.add_markdown("")
@@ -193,6 +199,24 @@ class ViewerPanel(ViewerControl):
         if prediction is None:
             raise ConfigError("no scene is loaded")
         return prediction
+
+    def step_back(self, client: ClientHandle) -> None:
+        """Move a tab's camera backwards, by a share of the context baseline."""
+        scene = self.model.active_scene
+        distance = 0.0 if scene is None else STEP_BACK * context_baseline(scene) * VISER_NERFSTUDIO_SCALE_RATIO
+        forward = viser.transforms.SO3(client.camera.wxyz).as_matrix()[:, 2]
+        client.camera.position = client.camera.position - distance * forward
+
+    @property
+    def frustum_scale(self) -> float:
+        """Size of drawn cameras: what the options say, else by the distance of the context cameras.
+
+        nerfstudio's own fits hundreds of cameras; two of a scene would be too small to be clicked.
+        """
+        scene = self.model.active_scene
+        if scene is None or self._stated_scale != ViewerConfig().camera_frustum_scale:
+            return self._stated_scale
+        return FRUSTUM_BASELINES * context_baseline(scene) * VISER_NERFSTUDIO_SCALE_RATIO
 
     @property
     def run_dir(self) -> Path:

@@ -86,10 +86,10 @@ class ScenePart:
     def wish(self, scene: str, context: ContextChoice = None) -> None:
         """Show another scene, or the same from other views, when what happens now is done."""
         self._wanted = scene
-        self.panel.scenes.start_latest(lambda: self._switch(scene, context))
+        self.panel.scenes.start_latest(lambda: self.show(scene, context))
 
-    def _switch(self, scene: str, context: ContextChoice) -> None:
-        """Picture, frusta and text change together."""
+    def show(self, scene: str, context: ContextChoice = None) -> None:
+        """Show another scene now. Picture, frusta and text change together."""
         panel = self.panel
         with panel.telling(f"Encoding {scene}"):
             with panel.viewer.train_lock:
@@ -111,6 +111,7 @@ class ScenePart:
             handle.remove()
         viewer.camera_handles.clear()
         datamanager = viewer.pipeline.datamanager
+        viewer.config.camera_frustum_scale = self.panel.frustum_scale
         viewer.init_scene(datamanager.train_dataset, viewer.train_btn_state, datamanager.eval_dataset)
         if not viewer.hide_images.visible:
             viewer.set_camera_visibility(False)
@@ -137,7 +138,7 @@ class ScenePart:
                 poses[number],
                 fov_y=2 * math.atan(float(cameras.cy[number] / cameras.fy[number])),
                 aspect=float(cameras.cx[number] / cameras.cy[number]),
-                scale=self.panel.viewer.config.camera_frustum_scale * 0.6,
+                scale=0.6 * self.panel.frustum_scale,
                 color=UNPICKED,
             )
             handle.on_click(functools.partial(self._pick_frame, frame))
