@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -39,10 +42,10 @@ def config_of(rooms: Path, folder: Path, autoencoder_steps: int = 2) -> MvldmTra
     return config
 
 
-def trainer_of(config: MvldmTrainerConfig) -> MvldmTrainer:
+def trainer_of(config: MvldmTrainerConfig, rank: int = 0, world_size: int = 1) -> MvldmTrainer:
     torch.manual_seed(0)
-    trainer = config.setup(local_rank=0, world_size=1)
-    trainer.pipeline = config.pipeline.setup(device="cpu", test_mode="val")
+    trainer = config.setup(local_rank=rank, world_size=world_size)
+    trainer.pipeline = config.pipeline.setup(device="cpu", test_mode="val", world_size=world_size, local_rank=rank)
     trainer.optimizers = trainer.setup_optimizers()
     trainer.pipeline.train()
     return trainer
@@ -155,6 +158,32 @@ def test_a_checkpoint_in_the_middle_of_an_accumulation_repeats_its_step(rooms: P
         assert torch.equal(value, resumed.pipeline.model.state_dict()[name]), name
     rates = [t.optimizers.optimizers["denoiser"].param_groups[0]["lr"] for t in (whole, resumed)]
     assert rates[0] == rates[1]
+
+
+@pytest.mark.slow
+def test_two_ranks_average_gradients_stay_equal_and_resume(rooms: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "mvldm_two_ranks.py"
+    process = subprocess.run(
+        [sys.executable, script, rooms, tmp_path], capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout + process.stderr
+    for claim in (
+        "gradients are averaged",
+        "networks, averages and scales agree",
+        "a resumed run is the uninterrupted",
+    ):
+        assert claim in process.stdout, process.stdout + process.stderr
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_options_of_training_change_numbers_by_rounding_only(low_memory: bool, rooms: Path, tmp_path: Path) -> None:
+    config = config_of(rooms, tmp_path, autoencoder_steps=0)
+    plain = iterate(trainer_of(config), 0)[0]["diffusion"]
+    config.pipeline.model.training_precision, config.pipeline.model.low_memory = "bfloat16", low_memory
+    trainer = trainer_of(config)
+    assert trainer.pipeline.model.network.denoiser.recompute == low_memory
+    assert iterate(trainer, 0)[0]["diffusion"].item() == pytest.approx(plain.item(), rel=0.02)
 
 
 def test_the_viewer_is_told_that_there_is_no_scene(rooms: Path, tmp_path: Path) -> None:
