@@ -49,6 +49,7 @@ class SheetRow:
     video: PosedVideo
     split: str
     choice: FrameChoice | None = None  # an evaluation entry, whose views are coloured
+    numbers: tuple[int, ...] | None = None  # what frames are called; by default their positions in the video
 
     def shown(self, count: int) -> list[int]:
         """``count`` frames in order: those of the entry, filled up evenly from the rest."""
@@ -61,6 +62,10 @@ class SheetRow:
             named = context + [rest[i] for i in _evenly(len(rest), count - len(context))]
         others = [frame for frame in range(len(self.video)) if frame not in named]
         return sorted(named + [others[i] for i in _evenly(len(others), count - len(named))])
+
+    def number(self, frame: int) -> int:
+        """What a frame is called."""
+        return frame if self.numbers is None else self.numbers[frame]
 
     def color(self, frame: int) -> str:
         """Colour of a frame's part in the entry."""
@@ -146,7 +151,7 @@ def _draw_row(sheet: _Sheet, row: SheetRow, top: float) -> None:
     lines.append(f"{size[1]} x {size[0]} px" if size else "first frame unreadable")
     lines += [f"field of view {video.largest_fov_degrees():.0f}°", f"path {span:.3g} units across"]
     if row.choice:
-        lines.append(f"context {', '.join(map(str, row.choice.context))}")
+        lines.append(f"context {', '.join(str(row.number(frame)) for frame in row.choice.context)}")
     sheet.text(MARGIN, top + 0.12, name, size=11, weight="bold")
     for number, line in enumerate([row.split, *lines]):
         sheet.text(MARGIN, top + 0.42 + 0.24 * number, line, size=9.5, color=FAINT if number == 0 else INK)
@@ -191,7 +196,7 @@ def _draw_frames(sheet: _Sheet, row: SheetRow, box: tuple[float, float, float, f
             spine.set(color=color, linewidth=1.0 if color == OTHER else 3.0)
         label = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5}
         corner = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": (5, -5), "textcoords": "offset points"}
-        axes.annotate(str(frame), **corner, va="top", size=8, color=INK, bbox=label)
+        axes.annotate(str(row.number(frame)), **corner, va="top", size=8, color=INK, bbox=label)
 
 
 def _read_tile(video: PosedVideo, frame: int) -> np.ndarray | None:

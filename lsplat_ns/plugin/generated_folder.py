@@ -140,7 +140,7 @@ class GeneratedFolder:
         context = tuple(i for i, frame in enumerate(numbers) if frame not in generated)
         targets = tuple(i for i, frame in enumerate(numbers) if frame in generated)
         note = f"{len(targets)} generated views from {len(context)} given; lengths in the units of the source"
-        row = SheetRow(video, "generated", FrameChoice(context, targets))
+        row = SheetRow(video, "generated", FrameChoice(context, targets), numbers)
         draw_contact_sheet([row], self.path / SHEET, title, note)
 
     def _transforms(self, numbers: tuple[int, ...], cameras: Cameras, task: GenerationTask) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from lsplat_ns.checkpoints.upstream import sha256
 from lsplat_ns.diffusion.sampler import GenerationProgress, GroupSampler, SamplingConfig, generate
 from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.mvldm import MultiViewDiffusion
 from lsplat_ns.mvldm_acceleration import accelerate_generation
 from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames, fingerprint
 from lsplat_ns.plugin.generation_tasks import GenerationTask
@@ -98,10 +99,7 @@ def generate_into(
     run = run_folder(run)
     request = describe_request(run, task, options)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with Console(stderr=True).status(f"Loading {run}"):
-        model = load_mvldm(run, device)
-    if options.acceleration != "off":
-        accelerate_generation(model, compiled=options.acceleration == "compiled")
+    model = _load(run, device, options)
     folder = GeneratedFolder.claim(output, request)
     with folder.locked():
         folder.write_given(task)
@@ -119,6 +117,21 @@ def generate_into(
     return folder
 
 
+def _load(run: Path, device: str, options: GenerationOptions) -> MultiViewDiffusion:
+    try:
+        with Console(stderr=True).status(f"Loading {run}"):
+            model = load_mvldm(run, device)
+        if options.acceleration != "off":
+            accelerate_generation(model, compiled=options.acceleration == "compiled")
+    except torch.cuda.OutOfMemoryError:
+        needed = (run / WEIGHTS).stat().st_size / 1e9
+        raise LsplatError(
+            f"the GPU's memory is too small for the network, which takes {needed:.1f} GB while it is loaded; end other "
+            "programs on it, or hide it with CUDA_VISIBLE_DEVICES= to generate on the CPU"
+        ) from None
+    return model
+
+
 def generate_frames(
     model: GroupSampler,
     task: GenerationTask,
@@ -132,8 +145,8 @@ def generate_frames(
 ) -> None:
     """Generate the frames that a folder lacks and store each group as it is done.
 
-    Where the GPU's memory is too small for the views of a group, groups become smaller and stay so, in later calls
-    for this folder as well.
+    Where the GPU's memory is too small, the autoencoder moves to main memory while it is not used, which changes no
+    image. Where that is not enough, groups of views become smaller and stay so, in later calls for this folder as well.
 
     Raises:
         GenerationCancelled: If ``cancelled`` said so, within one step.
@@ -161,13 +174,16 @@ def generate_frames(
                     folder.write_image(frame, image)
             return
         except torch.cuda.OutOfMemoryError:
-            fewer = config.views_per_group - 1
-            if config.mode == "single" or fewer < len(task.given) + 2:
-                raise LsplatError(
-                    "the GPU's memory is too small for the smallest group of views; lower --size"
-                ) from None
-        # Outside the handler, whose traceback would keep the tensors of the failed step alive.
+            del groups  # holds the tensors of the failed step
+        # Outside the handler, whose traceback would keep them alive as well.
         torch.cuda.empty_cache()
+        if isinstance(model, MultiViewDiffusion) and not model.autoencoder_waits_on_cpu:
+            say("Out of memory: going on with the autoencoder in main memory while it is not used")
+            model.offload_autoencoder()
+            continue
+        fewer = config.views_per_group - 1
+        if config.mode == "single" or fewer < len(task.given) + 2:
+            raise LsplatError("the GPU's memory is too small for the smallest group of views; lower --size")
         say(f"Out of memory with {config.views_per_group} views at once: going on with {fewer}")
         config = replace(config, views_per_group=fewer)
         folder.remember_views_per_group(fewer)

@@ -31,6 +31,7 @@ from lsplat_ns.errors import ConfigError, GenerationCancelled, LsplatError, Scen
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.geometry.trajectories import PathConfig
 from lsplat_ns.mvldm import MultiViewDiffusion
+from lsplat_ns.plugin import generating
 from lsplat_ns.plugin.generate_command import run_generate
 from lsplat_ns.plugin.generated_folder import GeneratedFolder
 from lsplat_ns.plugin.generating import (
@@ -225,6 +226,36 @@ def test_without_memory_for_a_group_smaller_ones_are_taken_and_remembered(
     with pytest.raises(LsplatError, match="lower --size"):
         claimed = GeneratedFolder.claim(tmp_path / "none", describe_request(run, task, QUICK))
         generate_frames(StubModel(1), task, claimed, QUICK, say=lines.append)
+
+
+def test_without_memory_the_autoencoder_moves_away_first_and_the_images_are_the_same(
+    run: Path, task: GenerationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = images_of(generate_into(run, task, tmp_path / "whole", QUICK, say=lambda _: None).path)
+    sample, lines = MultiViewDiffusion.sample, []
+
+    def short_of_memory(self, *args, **kwargs):
+        if not self.autoencoder_waits_on_cpu:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return sample(self, *args, **kwargs)
+
+    monkeypatch.setattr(MultiViewDiffusion, "sample", short_of_memory)
+    after = images_of(generate_into(run, task, tmp_path / "out", QUICK, say=lines.append).path)
+    assert lines == ["Out of memory: going on with the autoencoder in main memory while it is not used"]
+    assert after.keys() == whole.keys()
+    assert all(np.abs(after[name].astype(int) - whole[name]).max() <= 1 for name in whole)
+
+
+def test_a_network_that_does_not_fit_is_one_line(
+    run: Path, task: GenerationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(generating, "load_mvldm", load)
+    with pytest.raises(LsplatError, match=r"too small for the network, which takes 0\.0 GB"):
+        generate_into(run, task, tmp_path / "out", QUICK)
+    assert not (tmp_path / "out").exists()
 
 
 # -------------------------------------------------------------------------------------------------- what is refused
