@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 import yaml
 from nerfstudio.configs.base_config import ViewerConfig
-from nerfstudio.viewer.render_state_machine import RenderStateMachine
 from nerfstudio.viewer.viewer import Viewer
 from untrained_runs import write_untrained_run
 
@@ -48,11 +47,5 @@ class Shown:
         self.ids = datamanager.scene_ids()
 
     def close(self) -> None:
-        """End every thread: one that computes while the interpreter goes aborts the process."""
         self.pipeline.model.viewer_control.finish()
-        for machine in list(self.viewer.render_statemachines.values()):
-            machine.running = False
-        for machine in [thread for thread in threading.enumerate() if isinstance(thread, RenderStateMachine)]:
-            machine.running = False
-            machine.join(timeout=10)
         self.viewer.viser_server.stop()

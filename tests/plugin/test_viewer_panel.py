@@ -546,7 +546,7 @@ def test_the_panel_works_while_ns_train_trains(rooms: Path, tmp_path: Path) -> N
         process = subprocess.Popen(
             [BIN / "ns-train", "latentsplat-tiny", "--data", rooms, "--max-num-iterations", "100000", "--vis", "viewer",
              "--viewer.websocket-port", str(port), "--pipeline.model.refresh-every", "5",
-             "--pipeline.datamanager.dataparser.scene-split", "train"],
+             "re10k-data", "--scene-split", "train"],
             cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "ignore"},
         )  # fmt: skip
@@ -566,11 +566,12 @@ def test_the_panel_works_while_ns_train_trains(rooms: Path, tmp_path: Path) -> N
         tab.wait(lambda: training_step(tab) > step + 5, "training that goes on")  # past a refresh
         tab.look((0.2, 0.0, 0.0))
         tab.wait_for_picture()
-        tab.close()
         assert process.poll() is None and "Traceback" not in said() and "Rendering failed" not in said(), said()[-3000:]
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=120)
+    tab.close()
+    assert process.returncode != -signal.SIGABRT and "terminate called" not in said()
 
 
 def training_step(tab: Tab) -> int:

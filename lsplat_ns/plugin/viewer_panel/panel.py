@@ -95,11 +95,19 @@ class ViewerPanel(ViewerControl):
         atexit.register(self.finish)
 
     def finish(self) -> None:
-        """Cancel long work and wait for its end: what it began to write is taken away, and no thread dies computing."""
+        """End all threads when the program ends: what long work began to write is taken away.
+
+        A thread that computes while the interpreter goes aborts the whole process.
+        """
         for part in (self.generate_part, self.keep_part):
             part.cancel()
         for lane in (self.work, self.draws, self.scenes):
             lane.finish(SECONDS_TO_FINISH)
+        machines = list(self.viewer.render_statemachines.values())
+        for machine in machines:
+            machine.running = False
+        for machine in machines:
+            machine.join(SECONDS_TO_FINISH)
 
     # ------------------------------------------------------------------------------------- asked by the scene model
 
