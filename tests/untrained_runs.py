@@ -22,12 +22,15 @@ def write_untrained_run(folder: Path, method: str = "latentsplat-tiny") -> Path:
     return folder
 
 
-def write_untrained_mvldm(folder: Path) -> Path:
-    """Write a run folder of a tiny MV-LDM whose every layer has a say, and return it. Always the same weights."""
-    from lsplat_ns.checkpoints.mvldm_runs import write_mvldm
-    from lsplat_ns.mvldm import MultiViewDiffusion, tiny_multi_view_diffusion
+def write_untrained_mvldm(folder: Path, *, published: bool = False) -> Path:
+    """Write a run folder of a tiny MV-LDM, or one of the published size, whose every layer has a say, and return it.
 
-    config = tiny_multi_view_diffusion()
+    Always the same weights.
+    """
+    from lsplat_ns.checkpoints.mvldm_runs import write_mvldm
+    from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig, tiny_multi_view_diffusion
+
+    config = MultiViewDiffusionConfig() if published else tiny_multi_view_diffusion()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = MultiViewDiffusion(config)

@@ -1,8 +1,8 @@
 """How fast the viewer is on this machine: a real nerfstudio viewer, driven over its websocket by a scripted tab.
 
-    python tests/viewer_speed.py [--method latentsplat-tiny] [--size 64x96]
+    python tests/viewer_speed.py [--method latentsplat-tiny --size 64x96]
 
-Weights are random: time does not depend on them.
+Weights are random: time does not depend on them. MV-LDM has the published size with latentsplat, else the tiny one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from conftest import call
 from shown_run import Shown
+from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 LONGEST_SIDE = 512
@@ -67,6 +68,31 @@ def milliseconds_of(work: Callable[[], object], repeats: int = 20) -> float:
     return statistics.median(times[3:])
 
 
+def while_generating(shown: Shown, tab: Tab, mvldm: Path) -> list[str]:
+    """How it flies while MV-LDM works, how soon that is cancelled, and how long three views take."""
+    panel, rows = shown.pipeline.model.viewer_control, []
+    for label, value in (("MV-LDM run", str(mvldm)), ("Views", 3), ("Steps", 1000)):
+        tab.set(label, value)
+    tab.click("Generate")
+    tab.wait(lambda: "s left" in tab.texts(), "the first steps", 300)
+    rate, (height, width) = frame_rate(tab)
+    rows.append(f"moving, while views are generated: {rate:.1f} pictures/s of {width}x{height}")
+    started = time.perf_counter()
+    tab.click("Cancel generation")
+    tab.wait(lambda: not panel.work.busy, "the end")
+    rows.append(f"generation cancelled after {time.perf_counter() - started:.2f} s")
+    tab.set("Steps", 70)
+    started = time.perf_counter()
+    tab.click("Generate")
+    tab.wait(lambda: tab.visible("Lift accepted views"), "generated views", 600)
+    rows.append(f"three views in 70 steps of ddim, with scores: {time.perf_counter() - started:.1f} s")
+    started = time.perf_counter()
+    tab.click("Lift accepted views")
+    tab.wait(lambda: tab.visible("Undo last layer"), "a layer", 120)
+    rows.append(f"lifted in {time.perf_counter() - started:.2f} s")
+    return rows
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -79,10 +105,12 @@ def main() -> None:
             "lsplat", "make-scenes", rooms, "--scenes", 4, "--frames", 14, "--size", arguments.size, cwd=Path(scratch)
         )
         assert made.code == 0, made.output
+        mvldm = write_untrained_mvldm(Path(scratch) / "mvldm", published=arguments.method == "latentsplat")
         shown = Shown(rooms, Path(scratch) / "run", arguments.method)
         tab = Tab(shown.port, aspect=1.0)
         tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture", 300)
-        print("\n".join(measured(shown, tab, arguments.method)))
+        for row in (*measured(shown, tab, arguments.method), *while_generating(shown, tab, mvldm)):
+            print(row, flush=True)
         tab.close()
         shown.close()
 
