@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -236,4 +237,4 @@ def _report(prediction: PredictedScene, config: Path) -> None:
         "ns-render interpolate --load-config {} --pose-source train --output-path fly.mp4",
         "ns-export gaussian-splat --load-config {} --output-dir splat",
     ):
-        CONSOLE.print(f"  {command.format(config)}", soft_wrap=True, highlight=False)
+        CONSOLE.print(f"  {command.format(shlex.quote(str(config)))}", soft_wrap=True, highlight=False, markup=False)

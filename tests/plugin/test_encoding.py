@@ -197,11 +197,11 @@ def test_ns_train_latentsplat_encode_ends_by_itself_and_other_tools_open_what_it
 ) -> None:
     outcome = call(
         "ns-train", "latentsplat-encode", "--run", trained.folder, "--data", capture, "--timestamp", "t",
-        "--pipeline.datamanager.num-context-views", 3, "nerfstudio-data", cwd=tmp_path,
+        "--pipeline.datamanager.num-context-views", 3, "--experiment-name", "my room", "nerfstudio-data", cwd=tmp_path,
     )  # fmt: skip
     assert outcome.code == 0, outcome.output
-    folder = tmp_path / "outputs" / "room" / "latentsplat-encode" / "t"
-    assert f"ns-viewer --load-config {folder / 'config.yml'}" in outcome.output
+    folder = tmp_path / "outputs" / "my room" / "latentsplat-encode" / "t"
+    assert f"ns-viewer --load-config '{folder / 'config.yml'}'\n" in outcome.output  # to be pasted into a shell
     assert "Encoded pair 2 of 2" in outcome.output and "in 2 layers" in outcome.output
     files = sorted(path.name for path in folder.iterdir())
     assert files == ["config.yml", "dataparser_transforms.json", "nerfstudio_models", "provenance.json"]
