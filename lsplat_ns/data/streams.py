@@ -28,6 +28,8 @@ from lsplat_ns.scene import Cameras, SceneBatch, Views
 
 MOST_TRIES = 1000
 """Scenes tried for one example before the data count as unusable."""
+LEAST_TRIES = 24
+"""Of fewer scenes each is tried again with other frames: a capture with one broken photo can be trained on."""
 ORDERS_KEPT = 2
 """Shuffled orders in memory: a batch may straddle two epochs."""
 
@@ -122,17 +124,20 @@ class TrainingStream(Dataset):
 
     def _example(self, reader: int, number: int, step: int, skips: SkipTally) -> SceneBatch:
         generator = torch.Generator().manual_seed(_seed_of(self.config.seed, reader, number))
-        tried = SkipTally()
-        for scene in itertools.islice(self._candidates(reader, number, generator), MOST_TRIES):
-            try:
-                example = self._prepare(scene, step, generator)
-            except SceneDataError as error:
-                tried.note_skipped(error)
-                continue
-            tried.note_used()
-            skips.add(tried)
-            return example
-        raise SceneDataError(f"no scene can be used for training at step {step}: {tried.reasons()}")
+        rounds: list[SkipTally] = []
+        while len(rounds) * self._count < LEAST_TRIES:
+            rounds.append(SkipTally())
+            for scene in itertools.islice(self._candidates(reader, number, generator), MOST_TRIES):
+                try:
+                    example = self._prepare(scene, step, generator)
+                except SceneDataError as error:
+                    rounds[-1].note_skipped(error)
+                    continue
+                rounds[-1].note_used()
+                for tried in rounds:
+                    skips.add(tried)
+                return example
+        raise SceneDataError(f"no scene can be used for training at step {step}: {rounds[0].reasons()}")
 
     def _prepare(self, scene: str, step: int, generator: torch.Generator) -> SceneBatch:
         video, preparation = self.source.read_scene(scene), self.config.preparation

@@ -239,6 +239,17 @@ def test_unusable_examples_are_counted_by_reason_and_the_rest_is_used(tmp_path: 
     assert not (root / "executed").exists()
 
 
+def test_one_broken_frame_of_the_only_scene_is_passed_over(tmp_path: Path) -> None:
+    only = scene("only", frames=8)
+    only["images"][3] = only["images"][3][:60]
+    made = stream(write(tmp_path / "d", {"0.torch": [only]}), mirror=False)
+    batches = [made[step] for step in range(40)]
+    assert all(3 not in batch.frames for batch in batches)
+    passed_over = sum(batch.skips.total_skipped for batch in batches)
+    assert 10 < passed_over < 200 and sum(batch.skips.used for batch in batches) == 40
+    assert {reason for batch in batches for reason in batch.skips.skipped} == {"broken"}
+
+
 def test_messages_name_scene_and_cause(tmp_path: Path) -> None:
     made = stream(damaged_data(tmp_path / "d"), batch_size=9)
     latest = {}
