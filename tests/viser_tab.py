@@ -121,7 +121,7 @@ class Tab:
         elif kind == "BackgroundImageMessage":
             self.picture = np.asarray(Image.open(io.BytesIO(message["rgb_bytes"])).convert("RGB"))
             self.pictures += 1
-        elif kind == "CameraFrustumMessage":
+        elif kind in ("CameraFrustumMessage", "GaussianSplatsMessage"):
             self.nodes.add(message["name"])
         elif kind == "RemoveSceneNodeMessage":
             self.nodes.discard(message["name"])

@@ -181,3 +181,9 @@ def message_outputs(
     ones = torch.ones(height, width, 1, device=device)
     planes = {"depth": ones, "accumulation": ones}  # in front of everything, and opaque
     return {name: rgb.clone() if name in PICTURES else planes.get(name, 0 * ones) for name in names}
+
+
+def backdrop_outputs(size: tuple[int, int], device: torch.device, names: Sequence[str] = OUTPUTS) -> dict[str, Tensor]:
+    """Black pictures of ``size`` (height, width) for a scene that somebody else draws."""
+    zeros = torch.zeros(max(size[0], 1), max(size[1], 1), 1, device=device)
+    return {name: zeros.expand(-1, -1, 3) if name in PICTURES else zeros for name in names}

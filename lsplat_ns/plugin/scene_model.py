@@ -26,6 +26,7 @@ from lsplat_ns.plugin.drawing import (
     DIFFERENCE,
     OUTPUTS,
     ViewOptions,
+    backdrop_outputs,
     message_outputs,
     tinted,
     view_outputs,
@@ -192,7 +193,9 @@ class SceneModel(SplatfactoModel):
         if prediction is None:
             return self._message("no scene is loaded", camera)
         panel = self.viewer_control
-        shown = self._shown(prediction, obb_box)
+        if panel.drawn_by_browser:
+            return backdrop_outputs(_size_of(camera), self.device, self._output_names())
+        shown = self.shown_gaussians(prediction, obb_box)
         times = FrameTimes(self.device) if panel.viewer is not None else None
         options = replace(panel.options(), on_stage=None if times is None else times.stage)
         outputs = self.view(prediction, camera, shown=shown, decode=panel.should_decode(), options=options)
@@ -201,7 +204,11 @@ class SceneModel(SplatfactoModel):
         if self.config.compare_seed is not None and panel.looks_at(DIFFERENCE):
             other = self._other_draw(prediction)
             there = self.view(
-                other, camera, shown=self._shown(other, obb_box), decode=panel.should_decode(), options=panel.options()
+                other,
+                camera,
+                shown=self.shown_gaussians(other, obb_box),
+                decode=panel.should_decode(),
+                options=panel.options(),
             )
             outputs[DIFFERENCE] = (outputs["rgb"] - there["rgb"]).abs().mean(-1, keepdim=True)
         elif DIFFERENCE in self._output_names():
@@ -209,8 +216,7 @@ class SceneModel(SplatfactoModel):
         return outputs
 
     def _message(self, message: str, camera: NerfstudioCameras) -> Dict[str, Tensor]:
-        size = int(camera.height.flatten()[0]), int(camera.width.flatten()[0])
-        return message_outputs(message, size, self.device, self._output_names())
+        return message_outputs(message, _size_of(camera), self.device, self._output_names())
 
     def _output_names(self) -> Tuple[str, ...]:
         """What every picture holds; a viewer's menus must not change from frame to frame."""
@@ -224,7 +230,7 @@ class SceneModel(SplatfactoModel):
             self._compared = (prediction, self.predict(prediction.scene, draw))
         return self._compared[1]
 
-    def _shown(self, prediction: PredictedScene, obb_box: Optional[OrientedBox]) -> Gaussians:
+    def shown_gaussians(self, prediction: PredictedScene, obb_box: Optional[OrientedBox] = None) -> Gaussians:
         """The Gaussians that are drawn: those of the wanted kind, inside the crop box."""
         shown, kept = prediction.shown, self.viewer_control.kept(prediction.fused)
         if obb_box is not None:
@@ -330,3 +336,8 @@ class SceneModel(SplatfactoModel):
     def shs_0(self) -> Tensor:
         """Degree-0 harmonics [N, 3]."""
         return self.features_dc
+
+
+def _size_of(camera: NerfstudioCameras) -> Tuple[int, int]:
+    """(height, width) of a camera's picture."""
+    return int(camera.height.flatten()[0]), int(camera.width.flatten()[0])

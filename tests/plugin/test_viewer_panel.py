@@ -29,13 +29,20 @@ from viser_tab import Tab
 
 from lsplat_ns.checkpoints.exports import read_ply
 from lsplat_ns.plugin.recipes import tiny_trainer
+from lsplat_ns.plugin.viewer_panel import keep_part
 from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
+
+VIDEO_FRAMES, VIDEO_HEIGHT = 24, 128
+"""Of videos in these tests; a person gets longer ones."""
 
 
 @pytest.fixture(scope="module")
 def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     shown = Shown(rooms, tmp_path_factory.mktemp("viewer") / "run")
-    yield shown
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keep_part, "VIDEO_FRAMES", VIDEO_FRAMES)
+        patch.setattr(keep_part, "VIDEO_HEIGHT", VIDEO_HEIGHT)
+        yield shown
     shown.close()
 
 
@@ -178,6 +185,20 @@ def test_sliders_and_boxes_change_what_is_seen(shown: Shown, tab: Tab) -> None:
     assert torch.equal(seen(), everything)
 
 
+def test_browsers_can_draw_the_splats_themselves(shown: Shown, tab: Tab) -> None:
+    if not tab.visible("Draw in browser"):
+        pytest.skip("this viser draws no splats")
+    tab.set("Draw in browser", True)
+    tab.wait(lambda: "/lsplat/splats" in tab.nodes, "the splats")
+    settle(tab, shown)
+    tab.look((0.1, 0.2, 0.0))
+    assert tab.wait_for_picture().max() == 0  # a backdrop
+    tab.set("Draw in browser", False)
+    tab.wait(lambda: "/lsplat/splats" not in tab.nodes, "the splats to go")
+    tab.look((0.2, 0.2, 0.0))
+    assert tab.wait_for_picture().max() > 0
+
+
 def test_the_difference_of_two_draws_is_an_output(shown: Shown, tab: Tab) -> None:
     tab.set("Output type", "difference")
     panel, model = shown.pipeline.model.viewer_control, shown.pipeline.model
@@ -216,8 +237,8 @@ def test_gaussians_pictures_and_videos_are_downloaded_and_kept_in_the_runs_folde
     settle(tab, shown)
     with av.open(io.BytesIO(tab.downloads[f"{name}.mp4"])) as video:
         frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
-    assert len(frames) == 96 and frames[0].shape[0] == 256
-    assert np.abs(frames[0].astype(float) - frames[48]).mean() > 0.2  # the camera moves
+    assert len(frames) == VIDEO_FRAMES and frames[0].shape[0] == VIDEO_HEIGHT
+    assert np.abs(frames[0].astype(float) - frames[VIDEO_FRAMES // 2]).mean() > 0.2  # the camera moves
 
 
 def test_a_video_can_be_cancelled_and_leaves_nothing(shown: Shown, tab: Tab) -> None:
@@ -265,7 +286,7 @@ def test_a_baked_scene_is_a_dataset_with_seed_points_in_the_same_frame(shown: Sh
     name = shown.pipeline.model.active_scene.name
     tab.click("Dataset")
     tab.wait(lambda: tab.visible("Train") and not shown.pipeline.model.viewer_control.work.busy, "the dataset")
-    tab.wait(lambda: len(list((shown.folder / "baked" / name / "images").glob("*.png"))) == 96, "96 views")
+    tab.wait(lambda: len(list((shown.folder / "baked" / name / "images").glob("*.png"))) == VIDEO_FRAMES, "all views")
     config = NerfstudioDataParserConfig(
         data=shown.folder / "baked" / name, orientation_method="none", center_method="none", auto_scale_poses=False,
         load_3D_points=True, train_split_fraction=1.0,
@@ -408,6 +429,7 @@ def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: T
                 lambda: tab.set("Hide below", rng.random()),
                 lambda: tab.set("Tint both", rng.random() < 0.5),
                 lambda: tab.set("From photos", rng.random() < 0.7),
+                lambda: tab.set("Draw in browser", rng.random() < 0.5),
                 lambda: tab.click("Resample"),
                 lambda: tab.click("4 draws of this view"),
                 lambda: tab.click("Go where it knows least"),
@@ -440,6 +462,7 @@ def test_a_hundred_random_actions_leave_both_tabs_rendering(shown: Shown, tab: T
         ("Enable ", False),
         ("From photos", True),
         ("Tint both", False),
+        ("Draw in browser", False),
     ):
         tab.set(label, value)
     for label in ("Cancel", "Cancel generation", "Exit Render Preview", "Discard all"):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.drawing import ViewOptions
+from lsplat_ns.plugin.viewer_panel.browser_splats import BrowserSplats
 from lsplat_ns.plugin.viewer_panel.widgets import by_a_person
 from lsplat_ns.plugin.viewing import Draw
 
@@ -26,6 +27,7 @@ class LookPart:
         model, gui = panel.model, panel.viewer.viser_server.gui
         if model.config.compare_seed is None:
             model.config.compare_seed = 1
+        self._splats = BrowserSplats(panel.viewer.viser_server.scene)
         with gui.add_folder("Look", expand_by_default=False):
             self._confidence = gui.add_slider(
                 "Hide below", 0.0, 1.0, 0.01, 0.0, hint="Pixels of a smaller confidence (1 - uncertainty) are hidden"
@@ -37,9 +39,15 @@ class LookPart:
             self._photos = gui.add_checkbox("From photos", True, hint="Gaussians that were predicted from photos")
             self._generated = gui.add_checkbox("From generated views", True, hint="Gaussians of generated views")
             self._tint = gui.add_checkbox("Tint both", False, hint="Photos blue, generated views orange; not decoded")
+            self._in_browser = gui.add_checkbox(
+                "Draw in browser",
+                False,
+                visible=self._splats.available,
+                hint="Your browser draws the splatted colour; flying then needs no server",
+            )
             self._explore = gui.add_button("Go where it knows least", hint="To the least certain view nearby")
             self._generate = gui.add_button("Generate there", visible=False, hint="As in the folder Generate")
-        for handle in (self._confidence, self._decode, self._photos, self._generated, self._tint):
+        for handle in (self._confidence, self._decode, self._photos, self._generated, self._tint, self._in_browser):
             handle.on_update(by_a_person(lambda _: panel.rerender()))
         self._explore.on_click(
             lambda event: panel.draws.start_latest(lambda: self._go_where_it_knows_least(event.client))
@@ -61,6 +69,22 @@ class LookPart:
             known = f"mean uncertainty {found.uncertainty:.2f}"
             panel.say("Least certain view nearby", f"{known}; Generate there asks MV-LDM what there may be")
 
+    def follow(self) -> None:
+        """Send what is shown to the browsers, if they draw it."""
+        if self.drawn_by_browser:
+            # viser's depth ends at 168 of its units, and far splats would be behind the empty picture.
+            self.panel.viewer.control_panel._layer_depth.value = False
+            self.panel.draws.start_latest(self._send_splats)
+        elif self._splats.hide():
+            self.panel.viewer.control_panel._layer_depth.value = True
+
+    def _send_splats(self) -> None:
+        panel = self.panel
+        with panel.telling("Sending splats"):
+            prediction = panel.prediction()
+            shown = panel.model.shown_gaussians(prediction)
+            self._splats.show(shown, prediction.scene.network_from_nerfstudio.inverse())
+
     def _compare_with(self, seed: int) -> None:
         try:
             self.panel.model.config.compare_seed = Draw("sample", seed).seed
@@ -72,6 +96,11 @@ class LookPart:
     def decodes_while_moving(self) -> bool:
         """Whether slow decoding is wanted while the camera moves."""
         return self._decode.value
+
+    @property
+    def drawn_by_browser(self) -> bool:
+        """Whether browsers draw the splats themselves."""
+        return self._in_browser.value
 
     @property
     def tinted(self) -> bool:

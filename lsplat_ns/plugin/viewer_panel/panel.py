@@ -132,6 +132,11 @@ class ViewerPanel(ViewerControl):
         """Whether photos and generated views are shown in colours of their own."""
         return self.viewer is not None and self.look_part.tinted
 
+    @property
+    def drawn_by_browser(self) -> bool:
+        """Whether browsers draw the splats themselves, in front of an empty picture."""
+        return self.viewer is not None and self.look_part.drawn_by_browser
+
     def looks_at(self, output: str) -> bool:
         """Whether anybody looks at an output, in either half of the split view."""
         if self.viewer is None:
@@ -260,6 +265,7 @@ class ViewerPanel(ViewerControl):
 
     def rerender(self) -> None:
         """Draw every tab's picture anew."""
+        self.look_part.follow()
         self.viewer._trigger_rerender()
 
     # ------------------------------------------------------------------------------------- telling what happens
