@@ -29,6 +29,8 @@ PARALLEL_AXES = 0.01
 """Least mean squared sine between optical axes for their meeting point to be trusted (about 6 degrees)."""
 ONE_PLACE = 1e-5
 """Cameras closer together than this share of the scene's distance from the origin differ by rounding only."""
+SECOND_TO_OVERLAP = 1e-7
+"""Factor on degrees that keeps them below the last decimal of an overlap."""
 GRID = (8, 8)
 """Rays per view at which overlap is measured."""
 DEPTHS = (0.5, 1.0, 2.0)
@@ -142,7 +144,10 @@ def extend_context(
 
 
 def _extended(table: PairTable, chosen: list[int], count: int) -> list[int]:
-    """The chosen frames, and those that show most that is new, up to ``count``."""
+    """The chosen frames, and those that show most that is new, up to ``count``.
+
+    Of frames that show equally little, the one that looks from the most different direction is taken.
+    """
     chosen = list(chosen)
     while len(chosen) < min(count, len(table.overlap)):
         known = table.overlap[:, chosen].amax(1)  # what a frame shares with the chosen one that is most alike
@@ -150,7 +155,9 @@ def _extended(table: PairTable, chosen: list[int], count: int) -> list[int]:
         good[chosen] = False
         if not good.any():
             break
-        chosen.append(_first_largest(torch.where(good, -known.round(decimals=4), -torch.inf)))
+        aside = table.parallax_degrees[:, chosen].amin(1)
+        novelty = -known.round(decimals=4) + SECOND_TO_OVERLAP * aside.round(decimals=1)
+        chosen.append(_first_largest(torch.where(good, novelty, -torch.inf)))
     return chosen
 
 

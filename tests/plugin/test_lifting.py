@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from untrained_runs import write_untrained_run
 
 from lsplat_ns.data.pair_selection import extend_context
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.geometry.trajectories import PathConfig, camera_path
 from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, read_capture
 from lsplat_ns.plugin.lifting import lift
 from lsplat_ns.plugin.recipes import tiny_trainer
@@ -88,3 +90,11 @@ def test_context_is_extended_by_what_shows_most_that_is_new() -> None:
     chosen = extend_context(poses[:5], intrinsics[:5], (0,), 3)
     assert chosen[0] == 0 and 1 not in chosen and len(chosen) == 3
     assert extend_context(poses[:5], intrinsics[:5], (2, 0), 2) == (2, 0)
+
+
+def test_views_that_all_show_the_same_are_taken_from_everywhere_along_the_path() -> None:
+    poses = torch.cat([torch.eye(4)[None], camera_path(torch.eye(4), PathConfig("orbit", 40))])
+    intrinsics = torch.tensor([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]]).repeat(41, 1, 1)
+    chosen = sorted(extend_context(poses, intrinsics, (0,), 9))
+    gaps = [after - before for before, after in pairwise(chosen)]
+    assert len(chosen) == 9 and min(gaps) >= 3 and max(gaps) <= 7
