@@ -15,7 +15,9 @@ import torch
 from nerfstudio.cameras.cameras import Cameras, CameraType
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
+from rich.markup import escape
 
 from lsplat_ns.data.batches import PreparationConfig, baseline_of, cameras_of
 from lsplat_ns.data.pair_selection import ONE_PLACE, choose_context
@@ -140,7 +142,12 @@ def active_scene_from_dataparser(
     video, record = read_capture(dataparser)
     context = _context(video, preparation, config)
     video.check_frames(context)
-    others = tuple(i for i in range(len(video)) if i not in context)
+    readable, reasons = readable_frames(video)
+    if reasons:
+        CONSOLE.print(
+            f"[yellow]{len(reasons)} of {len(video)} photos cannot be looked at, such as: {escape(reasons[0])}"
+        )
+    others = tuple(i for i in readable if i not in context)
     choice = FrameChoice(context, others or context)  # a capture of two photos is looked at through those
     first = video.world_from_camera[context[0]]
     baseline = baseline_of(video.world_from_camera[list(context[:2])])
@@ -164,9 +171,26 @@ def _context(video: PosedVideo, preparation: PreparationConfig, config: CaptureC
 
 
 def best_pair(video: PosedVideo, preparation: PreparationConfig, count: int = 2) -> tuple[int, ...]:
-    """The frames with the best overlap and parallax. Raises SceneDataError if no two frames can be used."""
-    intrinsics = cameras_of(video, tuple(range(len(video))), preparation.image_size).intrinsics_norm[0]
-    return choose_context(video.world_from_camera, intrinsics, count)
+    """The readable frames with the best overlap and parallax. Raises SceneDataError if no two frames can be used."""
+    frames, reasons = readable_frames(video)
+    if len(frames) < 2:
+        raise SceneDataError(reasons[0])
+    intrinsics = cameras_of(video, frames, preparation.image_size).intrinsics_norm[0]
+    chosen = choose_context(video.world_from_camera[list(frames)], intrinsics, count)
+    return tuple(frames[i] for i in chosen)
+
+
+def readable_frames(video: PosedVideo) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Frames whose pictures are there and fit their cameras, judged by their headers; and why the others are not."""
+    frames, reasons = [], []
+    for frame in range(len(video)):
+        try:
+            video.read_size(frame)
+        except SceneDataError as error:
+            reasons.append(str(error))
+        else:
+            frames.append(frame)
+    return tuple(frames), tuple(reasons)
 
 
 def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:

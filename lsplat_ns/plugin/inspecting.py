@@ -80,7 +80,7 @@ def name_context(split: SplitInspection, image_size: tuple[int, int]) -> SplitIn
     try:
         context = best_pair(video, PreparationConfig(image_size=image_size))
     except SceneDataError:
-        return split  # a frame is unreadable, which the inspection reports
+        return split  # no two frames are readable, which the inspection reports
     split.entries = {video.scene: [FrameChoice(context, ())]}
     split.notes.append(f"the network is shown frames {context[0]} and {context[1]}, unless others are stated (context)")
     return split

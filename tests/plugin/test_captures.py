@@ -45,8 +45,10 @@ def pipeline_of(folder: Path, context: tuple[int, ...], **dataparser: object) ->
     config.datamanager.context = context
     pipeline = config.setup(device="cpu", test_mode="inference").eval()
     with torch.no_grad():  # random weights see no difference between pictures; exaggerate what they see
-        for parameter in pipeline.model.network.encoder.to_gaussians.parameters():
+        encoder = pipeline.model.network.encoder
+        for parameter in encoder.to_gaussians.parameters():
             parameter.mul_(4)
+        encoder.depth_predictor.projection[-1].weight.mul_(20)  # and are sure of no depth, which makes all transparent
     return pipeline
 
 
@@ -392,6 +394,25 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
             scene_of(folder, (0, 2) if folder not in (nan,) else None).pairs  # noqa: B018
         assert all(part in str(raised.value) for part in parts), raised.value
         assert "\n" not in str(raised.value)
+
+
+def test_a_photo_that_cannot_be_read_is_said_and_the_others_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_capture(tmp_path / "room", frames=range(6))
+    whole = scene_of(folder).choice
+    assert "cannot be looked at" not in capsys.readouterr().out
+    for frame in whole.context:
+        (folder / "images" / f"frame_{frame:05d}.png").write_text("no picture")
+    choice = scene_of(folder).choice
+    assert not set(choice.context + choice.target) & set(whole.context)
+    assert sorted(choice.context + choice.target) == [f for f in range(6) if f not in whole.context]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 6 photos cannot be looked at" in said and "it is no picture" in said
+    for frame in range(1, 6):
+        (folder / "images" / f"frame_{frame:05d}.png").write_text("no picture")
+    with pytest.raises(SceneDataError, match=r"cannot read image .*it is no picture"):
+        scene_of(folder)
 
 
 def test_context_frames_that_make_no_sense_are_refused(capture: Path) -> None:
