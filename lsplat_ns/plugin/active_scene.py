@@ -247,6 +247,12 @@ def upright_and_unit_sized(video: PosedVideo, frames: tuple[int, ...]) -> Simila
     return Similarity(scale, rotation, -scale * (rotation @ centre))
 
 
+def context_baseline(scene: ActiveScene) -> float:
+    """Distance of the first pair of context cameras, in nerfstudio's units."""
+    places = scene.nerfstudio_cameras(scene.choice.context[:2]).camera_to_worlds[:, :, 3]
+    return float((places[0] - places[1]).norm())
+
+
 def network_camera(
     camera: NerfstudioCameras, scene: ActiveScene, device: torch.device
 ) -> tuple[Cameras, tuple[int, int]]:
