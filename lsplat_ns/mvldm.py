@@ -99,7 +99,7 @@ class _Pacing:
     def step(self) -> None:
         """Call when a step is queued: waits for the one before it."""
         if self._waits:
-            before, self._before = self._before, torch.cuda.Event()
+            before, self._before = self._before, torch.cuda.Event(blocking=True)
             self._before.record()
             if before is not None:
                 before.synchronize()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
 from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
 from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, MultiViewUNetConfig
+from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
 from lsplat_ns.diffusion.schedule import SolverConfig
+from lsplat_ns.diffusion.view_plan import ViewGroup
 from lsplat_ns.evaluation.metrics import psnr
 from lsplat_ns.mvldm import MultiViewDiffusionConfig, tiny_multi_view_diffusion
 from lsplat_ns.mvldm_acceleration import accelerate_generation, fuse_layers, lower_precision
@@ -95,6 +99,27 @@ def test_the_benchmark_times_every_setting() -> None:
     rows = run_generation_benchmark(tiny_multi_view_diffusion(), 32, torch.device("cpu"), 1, (SolverConfig(steps=2),))
     assert [row.setting for row in rows] == ["float32", "mixed", "compiled"]
     assert all(row.seconds > 0 for row in rows) and rows[0].psnr is None
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_progress_is_that_of_the_step_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(tiny_multi_view_diffusion(), torch.device("cuda"))
+
+    def slow_steps(predict, latents, config):
+        for _ in range(config.steps):
+            torch.cuda._sleep(100_000_000)  # some 50 ms
+            yield latents
+
+    monkeypatch.setattr("lsplat_ns.mvldm.solve", slow_steps)
+    views, reported = _views(32, torch.device("cuda")), []
+    noise = GroupNoise.draw(ViewGroup((0,), (1, 2, 3, 4), 0), 0, model.latent_shape(views.size), 0)
+    for _ in range(2):  # the first is slow for other reasons
+        reported.clear()
+        model.sample(
+            views.select([0]), views.cameras.select(slice(1, None)), noise, SamplingConfig(SOLVER),
+            on_step=lambda _: reported.append(time.perf_counter()),
+        )  # fmt: skip
+    assert reported[-1] - reported[1] > 0.02 * (SOLVER.steps - 2)  # unpaced, all come at once
 
 
 @pytest.mark.gpu

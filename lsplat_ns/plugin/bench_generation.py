@@ -5,6 +5,7 @@ Random weights: neither time nor memory depends on them. Whole calls from images
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ def run_generation_benchmark(
             exact_images.setdefault(solver, images)
             rows.append(row)
         del model
+        gc.collect()  # before the next one is measured
     return rows
 
 

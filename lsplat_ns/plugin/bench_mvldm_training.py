@@ -6,6 +6,7 @@ the options that save time or memory.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def run_mvldm_training_benchmark(
             model.autoencoder_dtype = AUTOENCODER_DTYPE
         rows.append(_time_steps(model, batch, setting, half, repeats))
         del model
+        gc.collect()  # before the next one is measured
     return rows
 
 
