@@ -36,7 +36,7 @@ class Shown:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.viewer = Viewer(
-            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1", image_format="png"),
+            ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1"),
             log_filename=folder / "viewer.log",
             datapath=folder,
             pipeline=self.pipeline,

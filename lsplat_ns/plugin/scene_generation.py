@@ -8,12 +8,16 @@ Nothing here knows viser. Denoising needs neither the scene's network nor a lock
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from torch import Tensor
 
@@ -30,10 +34,9 @@ from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames
 from lsplat_ns.plugin.generated_layers import GeneratedLayer, read_layer
 from lsplat_ns.plugin.generating import (
+    PUBLISHED_SIZE,
     GenerationOptions,
-    describe_request,
     generate_frames,
-    image_size_of,
     run_folder,
 )
 from lsplat_ns.plugin.generation_tasks import GenerationTask
@@ -132,12 +135,6 @@ def poses_along(path: NerfstudioCameras, count: int) -> Tensor:
     return opencv_from_opengl(path.camera_to_worlds[places].float().cpu())
 
 
-def context_baseline(scene: ActiveScene) -> float:
-    """Distance of the first pair of context cameras, in nerfstudio's units."""
-    places = scene.nerfstudio_cameras(scene.choice.context[:2]).camera_to_worlds[:, :, 3]
-    return float((places[0] - places[1]).norm())
-
-
 def generation_task(scene: ActiveScene, poses: Tensor, run: Path) -> GenerationTask:
     """What MV-LDM is asked for: the photos nearest to some cameras, and the cameras.
 
@@ -158,7 +155,7 @@ def generation_task(scene: ActiveScene, poses: Tensor, run: Path) -> GenerationT
     video_from_nerfstudio = scene.nerfstudio_from_video.inverse()
     in_video = video_from_nerfstudio.apply_to_poses(poses)
     given = _nearest_photos(scene, in_video)
-    size = _size(scene, given, image_size_of(run))
+    size = _size(scene, given, _trained_size(run))
     scale = network_scale(scene.video, given, PreparationConfig(size))
     context = read_views(scene.video, given, size, scale)
     in_video[:, :3, 3] *= scale
@@ -175,6 +172,32 @@ def _nearest_photos(scene: ActiveScene, poses: Tensor) -> tuple[int, ...]:
     distance = torch.cdist(centres[None].float(), poses[None, :, :3, 3]).amin(-1)[0]
     nearest = sorted(distance.argsort(stable=True)[:MOST_GIVEN].tolist())
     return tuple(frames[place] for place in nearest)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads a run's config.yml as plain values: whoever sits at a browser chose the file, so nothing of it is run."""
+
+
+def _plain(loader: yaml.SafeLoader, _: str, node: yaml.Node) -> object:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else loader.construct_scalar(node)
+
+
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
+
+
+def _trained_size(run: Path) -> tuple[int, int]:
+    """The (height, width) that a run of MV-LDM was trained at; the published size where no config.yml tells."""
+    path = run / "config.yml"
+    if not path.is_file():
+        return PUBLISHED_SIZE
+    try:
+        config = yaml.load(path.read_text(), Loader=_PlainLoader)
+        height, width = (int(side) for side in config["pipeline"]["datamanager"]["preparation"]["image_size"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path} tells no image size ({type(error).__name__}: {error})".replace("\n", " ")) from None
+    return height, width
 
 
 def _size(scene: ActiveScene, given: tuple[int, ...], trained: tuple[int, int]) -> tuple[int, int]:
@@ -213,18 +236,42 @@ def generate_views(
     plan_views(task.given, task.frames, options.plan)
     path = _new_folder(run_dir / FOLDER, task.name)
     try:
-        folder = GeneratedFolder.claim(path, describe_request(run, task, options))
+        folder = GeneratedFolder.claim(path, _request(run, task, options))
         folder.write_given(task)
 
         def report(step: GenerationProgress) -> None:
             progress.report(step.group * step.steps + step.step, step.groups * step.steps)
 
-        generate_frames(model, task, folder, options, device=device, on_step=report)
+        with _own_stream(device):
+            generate_frames(model, task, folder, options, device=device, on_step=report)
         folder.finish(task, f"{task.name}: generated in the viewer, seed {options.sampling.seed}")
     except BaseException:
         shutil.rmtree(path, ignore_errors=True)
         raise
     return folder
+
+
+def _request(run: Path, task: GenerationTask, options: GenerationOptions) -> dict[str, Any]:
+    """What was asked for, to be read later. The weights are not hashed, which takes longer than generating."""
+    return {
+        "network": str(run.resolve()),
+        "scene": task.name,
+        "given": list(task.given),
+        "frames": list(task.frames),
+        "scale": task.scale,
+        **asdict(options.plan),
+        **asdict(options.sampling.solver),
+        "guidance": options.sampling.guidance,
+        "seed": options.sampling.seed,
+    }
+
+
+def _own_stream(device: torch.device) -> AbstractContextManager[object]:
+    """On a GPU a queue of its own, so that the viewer's pictures do not wait behind denoising steps."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    torch.cuda.synchronize(device)  # the weights are on their way in another queue
+    return torch.cuda.stream(torch.cuda.Stream(device))
 
 
 def _new_folder(parent: Path, scene: str) -> Path:
@@ -244,25 +291,26 @@ def _new_folder(parent: Path, scene: str) -> Path:
     raise LsplatError(f"{parent} is full; delete generated views that are no longer wanted")
 
 
-def propose(scene: ActiveScene, task: GenerationTask, folder: GeneratedFolder) -> Proposal:
-    """The finished views of a task with their scores, for a person to decide."""
+def propose(scene: ActiveScene, task: GenerationTask, folder: GeneratedFolder, device: torch.device) -> Proposal:
+    """The finished views of a task with their scores (computed on ``device``), for a person to decide."""
     stored = StoredFrames(folder, task.frames)
     images = torch.stack([stored[frame] for frame in task.frames])
     in_video = task.cameras.world_from_camera[0].clone()
     in_video[:, :3, 3] /= task.scale
     poses = scene.nerfstudio_from_video.apply_to_poses(in_video)
     fov_y = 2 * math.atan(0.5 / float(task.cameras.intrinsics_norm[0, 0, 1, 1]))
-    errors = errors_of_views(task, images)
+    errors = errors_of_views(task, images, device)
     views = zip(task.frames, images, poses, errors, strict=True)
     return Proposal(scene.name, folder.path, tuple(ProposedView(f, i, p, fov_y, e) for f, i, p, e in views))
 
 
-def errors_of_views(task: GenerationTask, images: Tensor) -> list[float]:
+def errors_of_views(task: GenerationTask, images: Tensor, device: torch.device) -> list[float]:
     """How badly each generated view agrees with the one before and the one after; given views stand at the ends.
 
     Args:
         task: Whose views they are.
         images: [n, 3, height, width] in [0, 1].
+        device: Where to compare them.
 
     Returns:
         n errors by ``evaluation.consistency``; NaN where both neighbours have too little in common with a view.
@@ -271,7 +319,7 @@ def errors_of_views(task: GenerationTask, images: Tensor) -> list[float]:
     ends = given.select([0]), given.select([given.frame.shape[1] - 1])
     sequence = torch.cat([ends[0].image[0], images, ends[1].image[0]])
     cameras = ends[0].cameras.concat(task.cameras).concat(ends[1].cameras)
-    pair_errors = consistency(sequence, cameras).error
+    pair_errors = consistency(sequence.to(device), cameras).error
     return torch.stack([pair_errors[:-1], pair_errors[1:]]).nanmean(0).tolist()
 
 

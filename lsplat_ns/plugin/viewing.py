@@ -142,5 +142,5 @@ class FrameTimes:
 
     def _now(self) -> float:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            torch.cuda.current_stream(self.device).synchronize()  # not the whole GPU, which may generate views
         return time.perf_counter()

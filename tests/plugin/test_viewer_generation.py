@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from viser_tab import Tab
 
 from lsplat_ns.data.batches import baseline_of
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.plugin.active_scene import context_baseline
 from lsplat_ns.plugin.generated_layers import read_layer, read_layers
-from lsplat_ns.plugin.scene_generation import chosen_run, context_baseline, generation_task, poses_along, poses_here
+from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
+from lsplat_ns.plugin.scene_generation import chosen_run, generation_task, poses_along, poses_here
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,25 @@ def test_what_is_no_generator_is_said_with_what_to_do(tmp_path: Path) -> None:
         chosen_run("  ")
     with pytest.raises(ConfigError, match="lsplat import"):
         chosen_run(str(tmp_path))
+
+
+def test_views_have_the_size_that_the_generator_was_trained_at_and_its_config_is_not_run(
+    shown: Shown, mvldm: Path, tmp_path: Path
+) -> None:
+    scene = shown.pipeline.model.active_scene
+    run = Path(shutil.copytree(mvldm, tmp_path / "mvldm"))
+    poses = poses_along(scene.nerfstudio_cameras((0, 5)), 2)
+    config = tiny_mvldm_trainer("mvldm-tiny")
+    for size, expected in (((64, 96), (64, 96)), ((32, 32), (64, 64)), ((512, 512), (64, 64))):
+        config.pipeline.datamanager.preparation.image_size = size  # too small for the scene, or for the photos: its own
+        (run / "config.yml").write_text(yaml.dump(config))
+        assert generation_task(scene, poses, run).context.size == expected
+    evil = tmp_path / "evil"
+    call = "!!python/object/apply:pathlib.Path"
+    (run / "config.yml").write_text(f"{call}.touch [{call} [{evil}]]")
+    with pytest.raises(ConfigError, match="no image size"):
+        generation_task(scene, poses, run)
+    assert not evil.exists()
 
 
 @pytest.mark.parametrize(

@@ -496,8 +496,11 @@ def test_switching_scenes_does_not_grow_memory(shown: Shown) -> None:
 
 
 @pytest.mark.slow
-def test_one_camera_gives_one_picture_in_the_viewer_in_its_videos_and_in_ns_render(shown: Shown, tab: Tab) -> None:
+def test_one_camera_gives_one_picture_in_the_viewer_in_its_videos_and_in_ns_render(
+    shown: Shown, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     height, width = 64, 96
+    monkeypatch.setattr(shown.viewer.config, "image_format", "png")
     model, name = shown.pipeline.model, shown.pipeline.model.active_scene.name
     tab.set("Max res", width)
     tab.look((0.2, 0.1, 0.3))
@@ -585,8 +588,9 @@ def test_the_panel_works_while_ns_train_trains(rooms: Path, tmp_path: Path) -> N
         tab.wait(lambda: tab.value("Show") == "sample", "a draw")
         tab.look((0.1, 0.0, 0.0))
         tab.wait_for_picture()
+        tab.set("Train Util", 0.0)  # the step is shown, and the picture drawn anew, as often as can be
         step = training_step(tab)
-        tab.wait(lambda: training_step(tab) > step + 5, "training that goes on")  # past a refresh
+        tab.wait(lambda: training_step(tab) > step + 5, "training that goes on", 120)  # past a refresh
         tab.look((0.2, 0.0, 0.0))
         tab.wait_for_picture()
         assert process.poll() is None and "Traceback" not in said() and "Rendering failed" not in said(), said()[-3000:]

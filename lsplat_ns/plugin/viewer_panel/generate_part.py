@@ -109,7 +109,7 @@ class GeneratePart:
         model = self._generator.load(run, device)
         with self._progress.progressing() as progress:
             folder = generate_views(model, run, task, panel.run_dir, options, device=device, progress=progress)
-        proposal = propose(scene, task, folder)
+        proposal = propose(scene, task, folder, device)
         shown = panel.model.active_scene
         if shown is None or shown.name != scene.name:
             proposal.discard()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class ScenePart:
         self._wanted = self._shown_name()
         self._picked: list[int] = []
         self._frusta: list[Any] = []
+        self._drawing = threading.Lock()
         self._uploads: list[bytes] = []
         gui = panel.viewer.viser_server.gui
         gui._current_file_upload_states = _BoundedUploads(self._refuse_upload)
@@ -56,7 +58,7 @@ class ScenePart:
         self._scene.on_update(by_a_person(lambda _: self.wish(self._scene.value)))
         self._go_to.on_click(lambda _: self._step(self._go_to.value))
         self._context.on_update(by_a_person(lambda _: self._wish_context()))
-        self._pick.on_update(lambda _: self.panel.draws.start_latest(self._draw_frusta))
+        self._pick.on_update(lambda _: self._begin_picking())
         self._upload.on_upload(self._add_photo)
 
     def _shown_name(self) -> str:
@@ -102,6 +104,7 @@ class ScenePart:
         correct(self._context, self._shown_context())
         panel.draw_part.forget_strip()
         panel.generate_part.follow_scene()
+        self._picked = []
         self._draw_frusta()
         panel.rerender()
 
@@ -116,19 +119,26 @@ class ScenePart:
         if not viewer.hide_images.visible:
             viewer.set_camera_visibility(False)
 
+    def _begin_picking(self) -> None:
+        self._picked = []
+        self.panel.draws.start_latest(self._draw_frusta)
+
     def _draw_frusta(self) -> None:
         """Draw the cameras of the scene's video, if views are picked by clicking."""
-        for handle in self._frusta:
-            handle.remove()
-        self._frusta, self._picked = [], []
-        scene = self.panel.model.active_scene
+        with self._drawing:
+            for handle in self._frusta:
+                handle.remove()
+            self._frusta = self._frusta_of_video()
+
+    def _frusta_of_video(self) -> list[Any]:
+        scene, drawn = self.panel.model.active_scene, []
         if not self._pick.value or scene is None:
-            return
+            return []
         count = len(scene.video)
         spaced = torch.linspace(0, count - 1, min(count, MOST_FRUSTA)).round().long().tolist()
         frames = tuple(frame for frame in spaced if frame not in scene.choice.context)
         if not frames:
-            return
+            return []
         cameras = scene.nerfstudio_cameras(frames)
         poses = opencv_from_opengl(cameras.camera_to_worlds)
         for number, frame in enumerate(frames):
@@ -139,16 +149,18 @@ class ScenePart:
                 fov_y=2 * math.atan(float(cameras.cy[number] / cameras.fy[number])),
                 aspect=float(cameras.cx[number] / cameras.cy[number]),
                 scale=0.6 * self.panel.frustum_scale,
-                color=UNPICKED,
+                color=PICKED if frame in self._picked else UNPICKED,
             )
             handle.on_click(functools.partial(self._pick_frame, frame))
-            self._frusta.append(handle)
+            drawn.append(handle)
+        return drawn
 
     def _pick_frame(self, frame: int, event: Any) -> None:
         if frame in self._picked:
             return
         self._picked.append(frame)
         if len(self._picked) == 1:
+            self.panel.draws.start_latest(self._draw_frusta)
             self.panel.say(f"Frame {frame} is the first view", "click the second one")
             return
         picked, self._picked = tuple(sorted(self._picked)), []
@@ -172,13 +184,8 @@ class ScenePart:
 
         panel = self.panel
         with panel.telling("Finding the photos' poses"):
-            datamanager = panel.pipeline.datamanager
-            if datamanager.config.run_dir is None:
-                raise ConfigError("photos need a run's folder to be kept in")
-            size = datamanager.config.preparation.image_size
-            scene = add_photos(
-                datamanager.config.run_dir, contents, size, lambda report: panel.say("Poses found", report)
-            )
+            size = panel.pipeline.datamanager.config.preparation.image_size
+            scene = add_photos(panel.run_dir, contents, size, lambda report: panel.say("Poses found", report))
             self.wish(scene)
 
 
