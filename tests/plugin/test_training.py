@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import BIN, call
+from conftest import BIN, Run, call
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
@@ -110,6 +112,38 @@ def test_ten_steps_equal_a_plain_loop_of_alternating_generator_and_discriminator
     wanted = network.state_dict()
     for name, value in trainer.pipeline.model.network.state_dict().items():
         torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: name + text)
+
+
+def test_rates_of_autoencoder_and_discriminator_are_per_example_of_the_effective_batch(
+    rooms: Path, tmp_path: Path
+) -> None:
+    config = config_of(rooms, tmp_path)
+    config.pipeline.datamanager.batch_size = 2
+    config.optimizers["generator"] = {**config.optimizers["generator"], "scheduler": None}
+    trainer = trainer_of(config)
+    trainer.pipeline.world_size = 3  # of all machines
+    made = trainer.setup_optimizers().optimizers
+    encoder, autoencoder = made["generator"].param_groups
+    (discriminator,) = made["discriminator"].param_groups
+    assert (encoder["lr"], autoencoder["lr"], discriminator["lr"]) == pytest.approx((1e-3, 6e-3, 6e-4))
+    assert (autoencoder["betas"], discriminator["betas"]) == ((0.9, 0.999), (0.5, 0.9))
+
+
+def test_compiled_inference_never_touches_training(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch.compile", "lsplat_ns.plugin.model.accelerate"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("compiled"))
+    trainer = trainer_of(config_of(rooms, tmp_path, acceleration="compiled"))
+    keys = set(trainer.pipeline.state_dict())
+    iterate(trainer, 4)
+    config = config_of(rooms, tmp_path, acceleration="compiled")
+    config.load_dir, config.timestamp = saved(trainer, 4), "u"
+    resumed = trainer_of(config)
+    resumed._load_checkpoint()
+    iterate(resumed, 5)
+    assert resumed.pipeline.model.network.fast is None
+    assert set(resumed.pipeline.state_dict()) == keys and not [key for key in keys if "_orig_mod" in key]
 
 
 def test_frozen_parts_keep_weights_and_statistics_and_the_others_learn(rooms: Path, tmp_path: Path) -> None:
@@ -230,7 +264,8 @@ def test_a_checkpoint_cut_in_half_is_passed_over_by_training_and_by_tools(
     cut_in_half(folder / "step-000000007.ckpt")
 
     assert newest_whole_checkpoint(folder) == 3
-    assert "step-000000007.ckpt is cut short or damaged" in "".join(capsys.readouterr().out.split("\n"))
+    said = "".join(capsys.readouterr().out.split())  # lines are wrapped, anywhere in a long path
+    assert "step-000000007.ckptiscutshortordamaged;takingtheonebefore" in said
     tool = deepcopy(config)
     tool.load_step = 7  # as a run says that was itself resumed with --load-step
     assert tool.get_checkpoint_dir() == folder and tool.load_step == 3
@@ -263,21 +298,60 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_training_goes_on(
     assert "Could not save" in capsys.readouterr().out
 
 
-LAST = 11
+LAST, LOOKED_AT = 11, 8
 OPTIONS = (
     "--max-num-iterations", LAST + 1, "--steps-per-save", 1, "--save-only-latest-checkpoint", "False",
     "--vis", "tensorboard", "--experiment-name", "x", "--pipeline.datamanager.num-workers", 2,
+    "--steps-per-eval-image", LOOKED_AT,
     "--pipeline.model.schedule.combined.0.starts-at-step", 2,
     "--pipeline.model.schedule.adversarial.starts-at-step", 4,
 )  # fmt: skip
 
 
+RUNS = Path("outputs") / "x" / "latentsplat-tiny"
+
+
+@pytest.fixture(scope="module")
+def never_stopped(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A short training through all stages, from beginning to end."""
+    cwd = tmp_path_factory.mktemp("whole")
+    outcome = call("ns-train", "latentsplat-tiny", "--data", rooms, *OPTIONS, "--timestamp", "whole", cwd=cwd)
+    assert outcome.code == 0, outcome.output
+    return Run(cwd, cwd / RUNS / "whole", outcome.output)
+
+
+@pytest.mark.slow
+def test_tensorboard_gets_every_loss_metric_and_rate_by_name_and_pictures_and_the_terminal_the_time_left(
+    never_stopped: Run,
+) -> None:
+    events = EventAccumulator(str(never_stopped.folder))
+    events.Reload()
+    scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
+    losses = {tag.removeprefix("Train Loss Dict/") for tag in scalars if tag.startswith("Train Loss Dict/")}
+    assert losses == {
+        "render_image/mse", "combined/l1", "combined/generator", "combined/discriminator_fake",
+        "combined/discriminator_real",
+    }  # fmt: skip
+    metrics = {tag.removeprefix("Train Metrics Dict/") for tag in scalars if tag.startswith("Train Metrics Dict/")}
+    assert {"psnr", "psnr_splat", "adaptive_weight", "skipped_steps", "skipped_examples"} <= metrics
+    for name in ("generator", "generator_fine_tuned", "discriminator"):
+        assert len(events.Scalars(f"learning_rate/{name}")) > LAST
+    assert {picture.removeprefix("Eval Images/") for picture in pictures} == {"context", "img", "splat", "depth"}
+    sizes = {picture.removeprefix("Eval Images/"): events.Images(picture)[0] for picture in pictures}
+    assert [(sizes[name].width, sizes[name].height) for name in ("context", "img", "splat", "depth")] == [
+        (128, 64), (128, 64), (64, 64), (64, 64),
+    ]  # two context views; truth beside the decoded view  # fmt: skip
+    assert events.Images("Eval Images/img")[0].step == LOOKED_AT
+    assert re.search(r"ETA \(time\)", never_stopped.output) and re.search(r"\d+ ?s\b", never_stopped.output)
+    assert not list(never_stopped.cwd.rglob("*wandb*"))
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_step_and_resumed_is_bit_identical_to_one_never_stopped(
-    rooms: Path, tmp_path: Path
+    rooms: Path, tmp_path: Path, never_stopped: Run
 ) -> None:
     common = ["ns-train", "latentsplat-tiny", "--data", rooms, *OPTIONS]
-    runs = tmp_path / "outputs" / "x" / "latentsplat-tiny"
+    runs = tmp_path / RUNS
     kill_after = random.Random(time.time_ns()).randrange(LAST - 2)
     process = subprocess.Popen(
         [BIN / common[0], *map(str, common[1:]), "--timestamp", "killed"],
@@ -292,12 +366,11 @@ def test_a_run_killed_at_any_step_and_resumed_is_bit_identical_to_one_never_stop
     process.wait()
     assert not (checkpoints / f"step-{LAST:09d}.ckpt").exists(), f"kill after step {kill_after} came too late"
 
-    for options in (["--timestamp", "resumed", "--load-dir", checkpoints], ["--timestamp", "whole"]):
-        outcome = call(*common, *options, cwd=tmp_path)
-        assert outcome.code == 0, outcome.output
+    outcome = call(*common, "--timestamp", "resumed", "--load-dir", checkpoints, cwd=tmp_path)
+    assert outcome.code == 0, outcome.output
     resumed, whole = (
-        torch.load(runs / name / "nerfstudio_models" / f"step-{LAST:09d}.ckpt", weights_only=True)
-        for name in ("resumed", "whole")
+        torch.load(folder / "nerfstudio_models" / f"step-{LAST:09d}.ckpt", weights_only=True)
+        for folder in (runs / "resumed", never_stopped.folder)
     )
     difference = first_difference(resumed, whole)
     assert difference is None, f"killed after step {kill_after}: {difference} differs"
