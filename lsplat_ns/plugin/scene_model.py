@@ -49,8 +49,8 @@ class PredictedScene:
 
     @property
     def distribution(self) -> VariationalGaussians:
-        """The predicted distribution, without the layers it came in."""
-        return self.fused.gaussians
+        """The predicted distribution, without the layers it came in, as opaque as they are shown."""
+        return replace(self.fused.gaussians, opacities=self.gaussians.opacities)
 
     def faded(self, scene: ActiveScene) -> "PredictedScene":
         """The same for a scene that differs at most in how opaque its generated layers are."""
