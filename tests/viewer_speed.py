@@ -19,10 +19,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import torch
-from conftest import call
 from shown_run import Shown
 from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
+
+from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
 
 LONGEST_SIDE = 512
 SECONDS = 6.0
@@ -101,10 +102,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rooms = Path(scratch) / "rooms"
-        made = call(
-            "lsplat", "make-scenes", rooms, "--scenes", 4, "--frames", 14, "--size", arguments.size, cwd=Path(scratch)
-        )
-        assert made.code == 0, made.output
+        size = tuple(int(side) for side in arguments.size.split("x"))
+        make_scenes(MakeScenesConfig(output=rooms, scenes=4, frames=14, size=size, workers=1))
         mvldm = write_untrained_mvldm(Path(scratch) / "mvldm", published=arguments.method == "latentsplat")
         shown = Shown(rooms, Path(scratch) / "run", arguments.method)
         tab = Tab(shown.port, aspect=1.0)
