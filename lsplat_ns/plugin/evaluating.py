@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
+import torch
+
 from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.entries import EvaluationData
@@ -141,6 +143,7 @@ def _open_data(
 def _settings(stored: StoredRun, data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
     """What the numbers depend on; a folder holds one such evaluation."""
     entries = repr([entry.key for entry in data.entries]).encode()
+    exact = stored.config.pipeline.model.acceleration == "off" or not torch.cuda.is_available()
     return {
         "run": str(stored.folder.resolve()),
         "steps": stored.steps_done,
@@ -148,6 +151,7 @@ def _settings(stored: StoredRun, data: EvaluationData, options: EvaluationOption
         "index": data.index,
         "entries_sha256": sha256(entries).hexdigest(),
         "image_size": list(data.size),
+        "precision": "float32" if exact else "mixed",
         "draws": options.sample,
         "seed": options.seed,
     }
@@ -220,6 +224,7 @@ def _report_context(stored: StoredRun, config: DataParserConfig, settings: dict[
         ("Index", settings["index"] or "none; the capture's own views"),
         ("Images", f"{width}x{height}"),
         ("Prediction", f"{draws}, seed {settings['seed']}"),
+        ("Precision", settings["precision"]),
         ("Made", date.today().isoformat()),
     )
     return ReportContext(f"Evaluation of {stored.folder.name}", stored.config.method_name, settings["data"], facts)
