@@ -57,19 +57,9 @@ class GeneratedFolder:
             SceneDataError: If it cannot be written.
         """
         path = path.expanduser().resolve()
-        file, request = path / REQUEST, json.loads(json.dumps(request))
-        if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not file.is_file())):
-            raise ConfigError(f"{path} is in use by something else than generated views; choose another with --output")
-        if file.is_file():
-            earlier = _read_request(file)
-            different = [key for key in request if earlier.get(key) != request[key]]
-            if different:
-                raise ConfigError(
-                    f"{path} holds views of another request, with a different {', '.join(different)}; choose another "
-                    f"with --output, or repeat the earlier command to go on with it"
-                )
-        else:
-            write_json(file, {"request": request})
+        refuse_in_use(path, request)
+        if not (path / REQUEST).is_file():
+            write_json(path / REQUEST, {"request": request})
         return GeneratedFolder(path)
 
     @contextmanager
@@ -155,6 +145,23 @@ class GeneratedFolder:
             frame = {"file_path": name, "w": width, "h": height, **lens, "transform_matrix": pose}
             frames.append(frame | {"generated": True} if number in task.frames else frame)
         return {"camera_model": "OPENCV", "frames": frames}
+
+
+def refuse_in_use(path: Path, request: Mapping[str, Any]) -> None:
+    """Raise ConfigError where :meth:`GeneratedFolder.claim` would. Writes nothing."""
+    path = path.expanduser().resolve()
+    file = path / REQUEST
+    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not file.is_file())):
+        raise ConfigError(f"{path} is in use by something else than generated views; choose another with --output")
+    if not file.is_file():
+        return
+    earlier, request = _read_request(file), json.loads(json.dumps(request))
+    different = [key for key in request if earlier.get(key) != request[key]]
+    if different:
+        raise ConfigError(
+            f"{path} holds views of another request, with a different {', '.join(different)}; choose another "
+            f"with --output, or repeat the earlier command to go on with it"
+        )
 
 
 @dataclass(frozen=True)

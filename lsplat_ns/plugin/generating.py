@@ -20,7 +20,7 @@ from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.mvldm import MultiViewDiffusion
 from lsplat_ns.mvldm_acceleration import accelerate_generation
-from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames, fingerprint
+from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames, fingerprint, refuse_in_use
 from lsplat_ns.plugin.generation_tasks import GenerationTask
 
 PUBLISHED_SIZE = (256, 256)
@@ -97,7 +97,9 @@ def generate_into(
     """
     plan_views(task.given, task.frames, options.plan)  # before anything is loaded
     run = run_folder(run)
-    request = describe_request(run, task, options)
+    with Console(stderr=True).status(f"Reading {run}"):
+        request = describe_request(run, task, options)
+    refuse_in_use(output, request)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _load(run, device, options)
     folder = GeneratedFolder.claim(output, request)

@@ -334,7 +334,9 @@ def test_the_size_is_that_of_the_training_where_the_run_tells_it(run: Path, tmp_
         image_size_of(tmp_path)
 
 
-def test_folders_in_use_are_left_alone(run: Path, task: GenerationTask, tmp_path: Path) -> None:
+def test_folders_in_use_are_left_alone(
+    run: Path, task: GenerationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match="in use by something else"):
@@ -353,6 +355,9 @@ def test_folders_in_use_are_left_alone(run: Path, task: GenerationTask, tmp_path
     with folder.locked(), pytest.raises(ConfigError, match="another process generates into"):
         with GeneratedFolder.claim(tmp_path / "out", request).locked():
             pass
+    monkeypatch.setattr(generating, "load_mvldm", lambda *_: pytest.fail("loaded before the folder was looked at"))
+    with pytest.raises(ConfigError, match="with a different seed"):
+        generate_into(run, task, tmp_path / "out", replace(QUICK, sampling=replace(QUICK.sampling, seed=4)))
     (tmp_path / "out" / "generation.json").write_text("[]")
     with pytest.raises(ConfigError, match="cannot be read"):
         GeneratedFolder.claim(tmp_path / "out", request)
@@ -375,7 +380,10 @@ def test_ctrl_c_keeps_frames_and_ends_with_130_and_the_same_command_goes_on(
     words = [str(BIN / "lsplat"), "generate", "--checkpoint", run, "--image", photo, "--trajectory", "orbit", "--size"]
     words = [*words, "32x32", "--limit-frames", "21", "--steps", "12", "--output", tmp_path / "out"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    # A child ignores the signal where its parent does, as a test run in the background would.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     first = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    signal.signal(signal.SIGINT, before)
     try:
         until = time.monotonic() + 120
         while not (tmp_path / "out" / "images" / "000005.png").is_file() and first.poll() is None:
