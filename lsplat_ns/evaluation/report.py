@@ -85,7 +85,7 @@ def write_report(folder: Path, summary: dict[str, Any], context: ReportContext) 
         listed=summary["listed"]["entries"],
         columns=metric_columns([*IMAGE_METRICS, *SET_METRICS]),
         image_columns=metric_columns(image_metrics),
-        groups=[_own_rows(measured, summary, context), *(_published_rows(t, summary, measured) for t in tables)],
+        groups=[_own_rows(measured, summary, context), *(published_rows(t, summary, measured) for t in tables)],
         notes=[*measured_notes(summary), *(f"{t.title}: {note}" for t in tables for note in t.notes)],
         by_kind=_kind_groups(summary, context, image_metrics),
         plots=_plots(results, image_metrics),
@@ -151,7 +151,14 @@ def _cell(metric: str, value: dict[str, float] | None) -> dict[str, str]:
     return {"text": number(metric, value["mean"]), "spread": number(metric, value["std"])}
 
 
-def _published_rows(table: PublishedTable, summary: dict[str, Any], measured: dict[str, float]) -> dict[str, Any]:
+def published_rows(table: PublishedTable, summary: dict[str, Any], measured: dict[str, float]) -> dict[str, Any]:
+    """A group of table rows, with verdicts on latentSplat's where the evaluation compares, else with why it does not.
+
+    Args:
+        table: Published rows.
+        summary: Of the evaluation.
+        measured: The prediction's means by metric.
+    """
     settings = summary["settings"]
     differences = table.differences(
         settings["index"], summary["entries"], summary["targets"], tuple(settings["image_size"])

@@ -24,6 +24,7 @@ from lsplat_ns.evaluation.evaluate import Evaluation, EvaluationOutcome, evaluat
 from lsplat_ns.evaluation.image_folders import entry_folder, scene_folder_name
 from lsplat_ns.evaluation.metrics import FoundMetrics, find_image_metrics
 from lsplat_ns.evaluation.protocol import MEAN, NEAREST, OURS, SPLAT, draw_views, entry_seed, quantised, target_kinds
+from lsplat_ns.evaluation.report import measured_notes
 from lsplat_ns.evaluation.results import RESULTS, SUMMARY, EntryResult, EvaluationFolder, flat_results, read_results
 from lsplat_ns.evaluation.timing import Stopwatch
 
@@ -316,6 +317,8 @@ def test_fid_and_kid_compare_predictions_with_the_true_views_of_the_same_entries
     summary = finish(evaluation, outcome)
     found = summary["distances"]
     assert found["images"] == 8 and found["fid"] > 0 and math.isfinite(found["kid"]) and not summary["unavailable"]
+    (note,) = measured_notes(summary)
+    assert note.startswith("FID and KID are of 8 images: below 2048")
     truths = torch.cat([evaluation.data.load(entry).example.target.image[0] for entry in evaluation.data.entries[:-1]])
     assert torch.equal(seen[1], (255 * truths).round().byte()) and seen[0].shape == (8, 3, *SIZE)
     assert not [path for path in outcome.folder.root.iterdir() if path.name.startswith(".")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lsplat_ns.evaluation.published import EXTRAPOLATION, INTERPOLATION, TABLES, TIMES, tables_for
+from lsplat_ns.evaluation.report import published_rows
 
 ANCHORS = Path(__file__).resolve().parents[3] / "shared" / "reference" / "anchors.md"
 
@@ -35,6 +36,19 @@ def test_a_measured_number_is_within_or_outside_only_where_the_row_is_this_proje
     ours, other = EXTRAPOLATION.rows[:2]
     assert ours.verdict("psnr", 22.7) and not ours.verdict("psnr", 22.75) and not ours.verdict("psnr", 22.5)
     assert ours.verdict("fid", 3.0) and ours.verdict("kid", 0.1) is None and other.verdict("psnr", 21.84) is None
+
+
+def test_a_report_judges_latentsplats_row_on_the_published_index_and_nothing_elsewhere() -> None:
+    settings = {"index": "re10k_extra.json", "image_size": [256, 256]}
+    measured = {"psnr": 22.65, "ssim": 0.70, "lpips": 0.196}
+    verdicts = []
+    for entries in (6424, 6000):
+        group = published_rows(EXTRAPOLATION, {"settings": settings, "entries": entries, "targets": 19272}, measured)
+        assert group["style"] == "published" and bool(group["remark"]) == (entries == 6000)
+        verdicts.append([[cell.get("verdict") for cell in row["cells"]] for row in group["rows"]])
+    nothing = [None] * 6
+    assert verdicts[0] == [["within", "outside", "within", None, None, None], *[nothing] * 5]
+    assert verdicts[1] == [nothing] * 6
 
 
 def test_tables_compare_with_the_same_index_number_of_targets_and_size_only() -> None:

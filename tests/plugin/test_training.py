@@ -18,7 +18,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import BIN, Run, call
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
@@ -324,6 +323,8 @@ def never_stopped(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_tensorboard_gets_every_loss_metric_and_rate_by_name_and_pictures_and_the_terminal_the_time_left(
     never_stopped: Run,
 ) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(never_stopped.folder))
     events.Reload()
     scalars, pictures = events.Tags()["scalars"], events.Tags()["images"]
