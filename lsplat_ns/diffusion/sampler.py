@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewGroup
-from lsplat_ns.errors import ConfigError, GenerationCancelled, SceneDataError
+from lsplat_ns.errors import ConfigError, GenerationCancelled, LsplatError, SceneDataError
 from lsplat_ns.scene import Cameras, Views
 
 
@@ -135,6 +135,7 @@ def generate(
 
     Raises:
         GenerationCancelled: If ``cancelled`` said so.
+        LsplatError: If the network's images are not finite.
         SceneDataError: If the plan names a frame without a camera, or a finished image has another size.
     """
     finished = {} if finished is None else finished  # not by truth: a store without files yet is empty
@@ -157,6 +158,11 @@ def generate(
                 reference=group.context.index(group.reference),
                 on_step=report,
             )
+            if not bool(drawn.isfinite().all()):
+                raise LsplatError(
+                    f"the network's images of group {number + 1} are not finite numbers; generate in float32 "
+                    "(--acceleration off), or take another checkpoint"
+                )
             # Differs from upstream: it hands on what no 8-bit file holds, so nothing stored could be continued.
             drawn = (drawn[0].cpu() * 255).round() / 255
             images = dict(zip(group.targets, drawn, strict=True)) | images

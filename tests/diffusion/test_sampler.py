@@ -21,7 +21,7 @@ from lsplat_ns.diffusion.sampler import (
 )
 from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewGroup, ViewPlanConfig, plan_views
-from lsplat_ns.errors import ConfigError, GenerationCancelled, SceneDataError
+from lsplat_ns.errors import ConfigError, GenerationCancelled, LsplatError, SceneDataError
 from lsplat_ns.mvldm import MultiViewDiffusion, tiny_multi_view_diffusion
 from lsplat_ns.scene import Cameras, Views
 
@@ -208,6 +208,12 @@ def test_nothing_is_computed_before_the_next_group_is_asked_for() -> None:
     assert not recorder.calls
     next(groups)
     assert len(recorder.calls) == 1
+
+
+def test_images_that_are_not_finite_are_one_clear_line_and_nothing_is_delivered(monkeypatch) -> None:
+    monkeypatch.setattr(Recorder, "sample", lambda self, context, *_, **__: torch.full((1, 2, 3, 16, 24), torch.nan))
+    with pytest.raises(LsplatError, match=r"images of group 1 are not finite numbers; generate in float32"):
+        next(generate(Recorder(), given(), PATH, FRAMES, PLAN, CONFIG))
 
 
 @pytest.mark.parametrize("kind", ["dpm-solver++", "unipc"])
