@@ -1,0 +1,144 @@
+"""Those commands of ``lsplat`` that measure: quality, and speed. Networks and nerfstudio load only when one runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Optional, Tuple
+
+import tyro
+
+
+@dataclass
+class Evaluate:
+    """Score a run over an evaluation index as published, and write numbers, pictures and an HTML report.
+
+    Results are written scene by scene; after Ctrl-C the same command goes on. Metrics whose weights are not on this
+    machine are named and left out.
+    """
+
+    run_folder: tyro.conf.Positional[Path]
+    """Run folder, or its config.yml."""
+    output: Path
+    """Folder for the report (index.html), summary.json, results.jsonl and images/."""
+    index: Optional[Path] = None
+    """Evaluation index (JSON); by default the one that belongs to the data."""
+    data: Optional[Path] = None
+    """Dataset to evaluate on; by default the run's."""
+    sample: int = 1
+    """Draws of everything random per entry, over which metrics are averaged; the papers draw once. 0 takes modes."""
+    seed: int = 0
+    """Seed of the draws; each entry derives its own."""
+    illustrated: int = 24
+    """Scenes, evenly spread, that get a page with pictures, depth, uncertainty and cameras."""
+    video: Tuple[Literal["interpolation", "wobble", "fly-through"], ...] = ()
+    """Camera paths of the original's validation to film in the illustrated scenes."""
+    most_entries: Optional[int] = None
+    """Evaluate at most this many entries, evenly spread."""
+    fid: bool = True
+    """Measure FID and KID, too, where Inception's weights are on this machine."""
+
+    def run(self) -> int:
+        """Evaluate, print the table and say where the report is."""
+        from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
+
+        options = EvaluationOptions(
+            self.index,
+            self.data,
+            self.sample,
+            self.seed,
+            illustrated=self.illustrated,
+            video=self.video,
+            most_entries=self.most_entries,
+            distances=self.fid,
+        )
+        evaluate_run(self.run_folder, self.output, options)
+        return 0
+
+
+@dataclass
+class Compare:
+    """Put two runs side by side, entry by entry: differences with intervals, plots and pictures.
+
+    Runs are evaluated first (Ctrl-C and the same command go on); folders of lsplat evaluate are taken as they are.
+    """
+
+    run_a: tyro.conf.Positional[Path]
+    """Run folder, its config.yml, or the folder of an evaluation."""
+    run_b: tyro.conf.Positional[Path]
+    """The same of the other one."""
+    output: Path
+    """Folder for the page (index.html), comparison.json, and the evaluations of runs."""
+    index: Optional[Path] = None
+    """Evaluation index (JSON) for both runs; by default the one that belongs to each run's data."""
+    data: Optional[Path] = None
+    """Dataset to evaluate both on; by default each run's."""
+    illustrated: int = 12
+    """Entries shown in pictures, those that differ most; also scenes illustrated in the evaluations."""
+    most_entries: Optional[int] = None
+    """Evaluate at most this many entries, evenly spread."""
+
+    def run(self) -> int:
+        """Evaluate what is missing, compare, print the table."""
+        from lsplat_ns.plugin.comparing import compare_runs
+        from lsplat_ns.plugin.evaluating import EvaluationOptions
+
+        options = EvaluationOptions(self.index, self.data, illustrated=self.illustrated, most_entries=self.most_entries)
+        compare_runs(self.run_a, self.run_b, self.output, options)
+        return 0
+
+
+@dataclass
+class Bench:
+    """Time the published model on this machine, beside what the original took on an H200. Random weights."""
+
+    acceleration: Literal["off", "mixed", "compiled"] = "compiled"
+    """off: float32; mixed: lower precision where it does no harm; compiled: mixed and compiled (GPU only)."""
+    repeats: int = 20
+    """Timed calls per row."""
+
+    def run(self) -> int:
+        """Print the table."""
+        import torch
+
+        from lsplat_ns.plugin.bench import print_benchmark
+
+        print_benchmark("cuda" if torch.cuda.is_available() else "cpu", self.acceleration, self.repeats)
+        return 0
+
+
+@dataclass
+class BenchTraining:
+    """Time training steps of a published model, and their memory, beside what the original took on an H200."""
+
+    model: Literal["latentsplat", "mvldm"] = "latentsplat"
+    """Which model. The original MV-LDM was not measured: its step stands beside a straightforward float32 one."""
+    repeats: int = 10
+    """Timed steps per row."""
+
+    def run(self) -> int:
+        """Print the table."""
+        if self.model == "mvldm":
+            from lsplat_ns.plugin.bench_mvldm_training import print_mvldm_training_benchmark
+
+            print_mvldm_training_benchmark(self.repeats)
+            return 0
+        from lsplat_ns.plugin.bench_training import print_training_benchmark
+
+        print_training_benchmark(self.repeats)
+        return 0
+
+
+@dataclass
+class BenchGeneration:
+    """Time the generation of four views with the published MV-LDM, beside what the original took on an H200."""
+
+    repeats: int = 5
+    """Timed calls per row."""
+    memory_gb: Optional[float] = None
+    """Use so much of the GPU's memory only, as if it had no more."""
+
+    def run(self) -> int:
+        """Print the table."""
+        from lsplat_ns.plugin.bench_generation import print_generation_benchmark
+
+        print_generation_benchmark(self.repeats, self.memory_gb)
+        return 0
