@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,12 @@ AUTOENCODER_DTYPE = torch.float16
 """The autoencoder needs the mantissa more than the range, as latentSplat's does."""
 IN_FLOAT32 = ("conv_in", "time_embedding", "conv_out")
 """Layers of the denoiser that stay float32: latents, rays and noise levels need its precision."""
+
+
+MOST_COMPILED = 2
+"""Sizes of groups that are compiled: a sequence's first one and the others. A short last one is not worth minutes."""
+
+T = TypeVar("T")
 
 
 class _InFloat32(nn.Module):
@@ -61,19 +68,44 @@ class _Columns(nn.Module):
         return embedded[:, self.start : self.start + self.width]
 
 
+class CompiledForFewShapes:
+    """A function compiled for the first kinds of inputs that it meets; others run as they are.
+
+    Args:
+        function: What to compile.
+        kind: Of its inputs: a hashable value that tells for which of them code can be shared.
+    """
+
+    def __init__(self, function: Callable[..., T], kind: Callable[..., Hashable]) -> None:
+        self._function, self._kind = function, kind
+        self._compiled = torch.compile(function, dynamic=False)
+        self._kinds: set[Hashable] = set()
+
+    def __call__(self, *inputs: object) -> T:
+        """The function of the inputs."""
+        kind = self._kind(*inputs)
+        if len(self._kinds) < MOST_COMPILED:
+            self._kinds.add(kind)
+        return self._compiled(*inputs) if kind in self._kinds else self._function(*inputs)
+
+
+def _kind_of_group(denoiser: nn.Module, noisy: Tensor, levels: Tensor, told: Conditioning, scale: float) -> Hashable:
+    return noisy.shape, told.context_count, scale
+
+
 class FastDenoiser:
     """``predict_guided_noise`` of a denoiser, as one CUDA graph per shape and strength of guidance.
 
     Args:
         denoiser: Prepared by :func:`accelerate_generation`.
-        compiled: Fuse kernels by torch.compile, anew for each shape.
+        compiled: Fuse kernels by torch.compile, for the groups that matter (:data:`MOST_COMPILED`).
     """
 
     def __init__(self, denoiser: nn.Module, compiled: bool) -> None:
         self._denoiser = denoiser
         self._predict = predict_guided_noise
         if compiled:
-            self._predict = torch.compile(predict_guided_noise, dynamic=False)
+            self._predict = CompiledForFewShapes(predict_guided_noise, _kind_of_group)
         self._calls: dict[tuple, Callable[[tuple], Tensor]] = {}
         self._lock = threading.Lock()
 
@@ -110,7 +142,7 @@ def accelerate_generation(model: MultiViewDiffusion, compiled: bool = False) -> 
 
     Args:
         model: In eval mode.
-        compiled: Also use torch.compile; the first group of each size then takes minutes longer.
+        compiled: Also use torch.compile; the first groups of two sizes then take minutes longer.
     """
     if next(model.denoiser.parameters()).device.type != "cuda":
         return
@@ -119,7 +151,8 @@ def accelerate_generation(model: MultiViewDiffusion, compiled: bool = False) -> 
     if compiled:
         model.to(memory_format=torch.channels_last)
         for part in ("encode", "decode"):
-            setattr(model.autoencoder, part, torch.compile(getattr(model.autoencoder, part), dynamic=False))
+            function = getattr(model.autoencoder, part)
+            setattr(model.autoencoder, part, CompiledForFewShapes(function, lambda tensor: tensor.shape))
     model.fast_denoiser = FastDenoiser(model.denoiser, compiled)
 
 

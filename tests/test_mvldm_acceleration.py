@@ -14,7 +14,12 @@ from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewGroup
 from lsplat_ns.evaluation.metrics import psnr
 from lsplat_ns.mvldm import MultiViewDiffusionConfig, tiny_multi_view_diffusion
-from lsplat_ns.mvldm_acceleration import accelerate_generation, fuse_layers, lower_precision
+from lsplat_ns.mvldm_acceleration import (
+    CompiledForFewShapes,
+    accelerate_generation,
+    fuse_layers,
+    lower_precision,
+)
 from lsplat_ns.plugin.bench_generation import _views, build, counted_tflop, run_generation_benchmark, sample
 
 SOLVER = SolverConfig("ddim", 10)
@@ -87,6 +92,15 @@ def test_an_autoencoder_that_waits_in_main_memory_gives_the_same_images() -> Non
     model.offload_autoencoder()
     torch.testing.assert_close(model.decode(model.encode(image)), before, rtol=1e-4, atol=1e-5)
     assert moved == ["cpu", *["cpu", "cpu"] * 2]
+
+
+def test_only_the_first_two_sizes_of_groups_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda x: compiled.append(len(x)) or function(x))
+    double = CompiledForFewShapes(lambda x: 2 * x, lambda x: x.shape)
+    sizes = (4, 3, 3, 1, 4, 2, 3)  # the anchors, groups around them, a short one
+    assert all(torch.equal(double(torch.ones(size)), torch.full((size,), 2.0)) for size in sizes)
+    assert compiled == [4, 3, 3, 4, 3]
 
 
 def test_the_counted_work_is_that_of_the_published_network() -> None:
