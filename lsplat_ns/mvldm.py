@@ -187,9 +187,13 @@ class MultiViewDiffusion(nn.Module):
                 return [function(part) for part in parts]
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        """Also where training has switched it on for the denoiser, the type here is the autoencoder's own."""
+        """Also where training has switched it on for the denoiser, the type here is the autoencoder's own.
+
+        Without torch's cache of cast weights: contexts share it whatever their types, so that weights already cast for
+        the one around would meet images of this one.
+        """
         dtype = self.autoencoder_dtype
-        return torch.autocast(device.type, dtype, enabled=dtype is not None)
+        return torch.autocast(device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
     @contextmanager
     def _autoencoder_on(self, device: torch.device) -> Iterator[None]:

@@ -95,6 +95,18 @@ def test_decoding_in_parts_is_decoding_at_once_and_stays_in_range() -> None:
     torch.testing.assert_close(images[0], whole.clamp(0, 1), rtol=1e-4, atol=1e-5)
 
 
+def test_the_autoencoder_keeps_its_type_where_training_has_cast_its_weights_to_another() -> None:
+    model = MultiViewDiffusion(tiny_multi_view_diffusion())
+    images = views(2, (16, 16)).image
+    with torch.autocast("cpu", torch.bfloat16):
+        model.autoencoder.encode(images)  # as its own training does, right before the denoiser's begins
+        model.autoencoder_dtype = torch.float16
+        half = model.encode(images)
+    model.autoencoder_dtype = None
+    assert torch.allclose(half, model.encode(images), atol=2e-3)
+    assert not torch.equal(half, model.encode(images))
+
+
 def test_callbacks_see_every_step_and_their_errors_end_the_generation(tiny: MultiViewDiffusion) -> None:
     everything, steps = views(2, (16, 16)), []
 
