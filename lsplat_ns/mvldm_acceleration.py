@@ -48,7 +48,8 @@ class _NoiseLevels(nn.Module):
     def __init__(self, embedding: nn.Module, projections: list[nn.Linear]) -> None:
         super().__init__()
         self.embedding = embedding
-        self.projection = nn.Linear(projections[0].in_features, 0)  # of no size: both tensors are replaced
+        with torch.device("meta"):  # both tensors are replaced
+            self.projection = nn.Linear(projections[0].in_features, sum(each.out_features for each in projections))
         self.projection.weight, self.projection.bias = (
             nn.Parameter(torch.cat([getattr(each, name).data for each in projections])) for name in ("weight", "bias")
         )
