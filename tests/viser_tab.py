@@ -75,6 +75,9 @@ class Tab:
     def value(self, label: str) -> Any:
         return self._widget(label)["value"]
 
+    def options(self, label: str) -> Sequence[str]:
+        return self._widget(label)["options"]
+
     def visible(self, label: str) -> bool:
         return self._widget(label).get("visible", True)
 

@@ -163,7 +163,7 @@ def test_without_a_checkpoint_one_message_says_what_to_do(shown: Shown, tab: Tab
 
 def test_views_are_proposed_as_frusta_and_a_sheet_with_scores_and_can_be_discarded(shown: Shown, quick: Tab) -> None:
     generate(quick, shown)
-    assert {"/lsplat/generated/000", "/lsplat/generated/001"} <= quick.nodes
+    quick.wait(lambda: {"/lsplat/generated/000", "/lsplat/generated/001"} <= quick.nodes, "cameras")
     assert "data:image/png" in quick.texts() and "0 is best" in quick.texts()
     labels = [widget["label"] for widget in quick.widgets.values() if str(widget.get("label")).startswith("View ")]
     assert len(labels) == 2 and all(float(label.split(": ")[1]) > 0 for label in labels)
@@ -171,7 +171,8 @@ def test_views_are_proposed_as_frusta_and_a_sheet_with_scores_and_can_be_discard
     assert len(folders) == 1 and (folders[0] / "contact_sheet.png").is_file()
     quick.click("Discard all")
     quick.wait(lambda: not any("generated" in node for node in quick.nodes), "the frusta to go")
-    assert not quick.visible("Lift accepted views") and list((shown.folder / "generated").iterdir()) == []
+    quick.wait(lambda: not quick.visible("Lift accepted views"), "the buttons to go")
+    assert list((shown.folder / "generated").iterdir()) == []
 
 
 def test_generation_is_cancelled_within_a_step_while_the_viewer_flies_and_leaves_nothing(
@@ -189,7 +190,8 @@ def test_generation_is_cancelled_within_a_step_while_the_viewer_flies_and_leaves
     quick.wait(lambda: quick.said("cancelled"), "the end", 20)
     settle(quick, shown)
     assert time.monotonic() - started < 10
-    assert not quick.visible("Cancel generation") and list((shown.folder / "generated").iterdir()) == []
+    quick.wait(lambda: not quick.visible("Cancel generation"), "the button to go")
+    assert list((shown.folder / "generated").iterdir()) == []
 
 
 def test_accepted_views_become_a_layer_that_is_shown_faded_hidden_and_taken_back(shown: Shown, quick: Tab) -> None:
@@ -201,7 +203,8 @@ def test_accepted_views_become_a_layer_that_is_shown_faded_hidden_and_taken_back
     quick.click("Lift accepted views")
     quick.wait(lambda: len(model.active_scene.layers) == 1, "a layer")
     settle(quick, shown)
-    assert "/lsplat/layers/000/000" in quick.nodes and not any("generated" in node for node in quick.nodes)
+    quick.wait(lambda: "/lsplat/layers/000/000" in quick.nodes, "a camera of the layer")
+    quick.wait(lambda: not any("generated" in node for node in quick.nodes), "the proposed ones to go")
     (layer,) = model.active_scene.layers
     assert len(layer.video) == 1
     fused = model.prediction().fused
@@ -233,7 +236,7 @@ def test_accepted_views_become_a_layer_that_is_shown_faded_hidden_and_taken_back
     quick.wait(lambda: model.active_scene.layers == (), "the layer gone")
     settle(quick, shown)
     assert torch.equal(seen(shown)["rgb_splat"], before["rgb_splat"])
-    assert not quick.visible("Show layer")
+    quick.wait(lambda: not quick.visible("Show layer"), "its widgets to go")
 
 
 def test_layers_stay_with_other_photos_and_headless_tools_show_them_too(shown: Shown, quick: Tab) -> None:
@@ -270,7 +273,7 @@ def test_another_scene_forgets_what_was_proposed_and_keeps_no_layer(shown: Shown
     quick.wait(lambda: shown.pipeline.model.active_scene.layers == (), "the next scene")
     settle(quick, shown)
     quick.wait(lambda: not any("generated" in node or "layers" in node for node in quick.nodes), "the frusta to go")
-    assert not quick.visible("Lift accepted views") and not quick.visible("Show layer")
+    quick.wait(lambda: not (quick.visible("Lift accepted views") or quick.visible("Show layer")), "their widgets too")
 
 
 def test_the_least_certain_view_is_offered_to_be_generated(shown: Shown, quick: Tab) -> None:

@@ -50,6 +50,8 @@ ORBIT_BASELINES = 2.0
 SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH = 0.3, 10.0
 FRUSTUM_BASELINES, STEP_BACK = 0.03, 0.7
 """Size of drawn cameras, and how far the camera steps back from where views were generated, in context baselines."""
+DEPTH_BUFFER = "gl_z_buf_depth"
+"""What nerfstudio adds to the outputs for itself, of another size: beside a picture, in the split view, it fails."""
 BACKGROUND = (0, 0, 0)
 """Behind the splats as in training and in headless tools, so that the same camera gives the same picture."""
 
@@ -69,6 +71,7 @@ class ViewerPanel(ViewerControl):
         self.scenes, self.draws, self.work = Lane("lsplat-scene"), Lane("lsplat-draw"), Lane("lsplat-work")
         self._pacer = FramePacer()
         self._decoded_ms, self._status_at = math.inf, 0.0
+        self._machines: list[RenderStateMachine] = []  # of tabs that are open, or were a moment ago
 
     def _setup(self, viewer: Viewer) -> None:
         """Called by nerfstudio once the viewer is up."""
@@ -81,6 +84,8 @@ class ViewerPanel(ViewerControl):
             )
         super()._setup(viewer)
         viewer.control_panel.background_color = BACKGROUND
+        offer = viewer.control_panel.update_output_options
+        viewer.control_panel.update_output_options = lambda names: offer([n for n in names if n != DEPTH_BUFFER])
         self._stated_scale = viewer.config.camera_frustum_scale
         viewer.config.camera_frustum_scale = self.frustum_scale
         gui = viewer.viser_server.gui
@@ -103,10 +108,9 @@ class ViewerPanel(ViewerControl):
             part.cancel()
         for lane in (self.work, self.draws, self.scenes):
             lane.finish(SECONDS_TO_FINISH)
-        machines = list(self.viewer.render_statemachines.values())
-        for machine in machines:
+        for machine in self._machines:
             machine.running = False
-        for machine in machines:
+        for machine in self._machines:
             machine.join(SECONDS_TO_FINISH)
 
     # ------------------------------------------------------------------------------------- asked by the scene model
@@ -165,7 +169,9 @@ class ViewerPanel(ViewerControl):
     def _welcome(self, client: ClientHandle) -> None:
         machine = self.viewer.render_statemachines.get(client.client_id)
         if machine is not None:
+            self._machines = [*(one for one in self._machines if one.is_alive()), machine]
             machine._calculate_image_res = functools.partial(self._image_size, machine)
+            machine._send_output_to_viewer = functools.partial(_send_or_log, machine._send_output_to_viewer)
         self.stand_in_scene(client)
 
     def _image_size(self, machine: RenderStateMachine, aspect_ratio: float) -> tuple[int, int]:
@@ -297,3 +303,11 @@ class ViewerPanel(ViewerControl):
         finally:
             for note in notes:
                 note.remove()
+
+
+def _send_or_log(send: Callable[..., None], outputs: dict[str, Tensor], static_render: bool = True) -> None:
+    """Send a picture to a tab. An exception would end the tab's thread for good."""
+    try:
+        send(outputs, static_render=static_render)
+    except Exception:
+        logging.getLogger(__name__).exception("a picture could not be sent")
