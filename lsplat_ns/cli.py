@@ -16,27 +16,24 @@ from lsplat_ns.plugin.measuring_commands import Bench, BenchGeneration, BenchTra
 
 @dataclass
 class Demo:
-    """Fly through a scene that a network predicted from two pictures.
-
-    Makes demo scenes, trains latentsplat-tiny on them for a few minutes, and opens the nerfstudio viewer.
-    """
+    """Fly through rooms that a small network, which comes with the package, predicts from two pictures."""
 
     folder: Path = Path("demo")
-    """Where scenes and model are kept; a second call starts at once."""
+    """Where scenes and runs are kept; a second call starts at once."""
     render: Optional[Path] = None
     """Render a fly-through into this mp4 and exit, instead of opening the viewer."""
-    steps: int = 600
-    """Training steps of the tiny model."""
+    picture: Optional[Path] = None
+    """Draw photos, a novel view, depth and uncertainty into this PNG and exit."""
     port: int = 7007
     """Port of the viewer."""
     scene: Optional[str] = None
-    """Scene to render, by id or number; by default the first test scene."""
+    """Scene to render, by id or number; by default the first one."""
 
     def run(self) -> int:
         """Run the demo."""
         from lsplat_ns.plugin.demo import run_demo
 
-        run_demo(self.folder, self.steps, self.render, self.port, self.scene)
+        run_demo(self.folder, self.render, self.picture, self.port, self.scene)
         return 0
 
 
@@ -50,6 +47,8 @@ class MakeScenes:
     """Rooms with a gliding camera, or turntables around an object."""
     scenes: int = 20
     """Number of scenes."""
+    test_scenes: Optional[int] = None
+    """How many of them, the last ones, form the test split; by default one in five."""
     frames: int = 60
     """Frames per scene."""
     size: str = "256x256"
@@ -73,6 +72,7 @@ class MakeScenes:
             size=_parse_size(self.size),
             seed=self.seed,
             workers=self.workers,
+            test_scenes=self.test_scenes,
         )
         with Progress() as progress:
             task = progress.add_task(f"Making {self.kind}", total=self.scenes)
@@ -150,6 +150,29 @@ class Inspect:
         most_items = None if self.all else 20
         bad = inspect_dataset(self.data, config, sheet=self.sheet, scenes=self.scenes, most_items=most_items)
         return 1 if bad else 0
+
+
+@dataclass
+class TrainDemo:
+    """Train one of the two demo models on generated rooms and write the weights as they are shipped.
+
+    Meant for a GPU. Ctrl-C saves, and the same command goes on.
+    """
+
+    system: tyro.conf.Positional[Literal["latentsplat", "mvldm"]]
+    """latentsplat: from two views to a scene; mvldm: from one or two views to others."""
+    folder: Path = Path("train-demo")
+    """Where scenes, run and weights are kept."""
+    steps: Optional[int] = None
+    """Training steps; by default those of the shipped weights."""
+
+    def run(self) -> int:
+        """Train, and say where the weights are."""
+        from lsplat_ns.plugin.demo_recipes import STEPS
+        from lsplat_ns.plugin.train_demo import train_demo
+
+        print(f"Wrote {train_demo(self.system, self.folder, self.steps or STEPS[self.system])}")
+        return 0
 
 
 @dataclass
@@ -315,6 +338,7 @@ Command = Union[
     Annotated[MakeScenes, tyro.conf.subcommand("make-scenes")],
     Annotated[Index, tyro.conf.subcommand("index")],
     Annotated[Inspect, tyro.conf.subcommand("inspect")],
+    Annotated[TrainDemo, tyro.conf.subcommand("train-demo")],
     Annotated[Doctor, tyro.conf.subcommand("doctor")],
     Annotated[Import, tyro.conf.subcommand("import")],
     Annotated[Export, tyro.conf.subcommand("export")],

@@ -119,10 +119,15 @@ def read_mvldm_config(run: Path) -> MultiViewDiffusionConfig:
         document = json.loads(path.read_text())
         if document["format"] != FORMAT:
             raise ValueError(f"format {document['format']}, but this version reads {FORMAT}")
-        return _from_plain(MultiViewDiffusionConfig, document["network"])
+        return network_from_plain(document["network"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointMismatch(f"{path} cannot be read: {reason}") from None
+
+
+def network_from_plain(values: Mapping[str, Any]) -> MultiViewDiffusionConfig:
+    """A network's sizes from what ``asdict`` and JSON made of them. Raises ValueError or TypeError for others."""
+    return _from_plain(MultiViewDiffusionConfig, values)
 
 
 def _from_plain(kind: type[T], values: Mapping[str, Any]) -> T:

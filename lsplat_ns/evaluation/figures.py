@@ -55,6 +55,11 @@ def uncertainty_figure(targets: Sequence[TargetPictures]) -> Figure:
     return _grid(["splat", "prediction", "truth", "depth", "uncertainty (dark: unsure)"], rows)
 
 
+def strip_figure(pictures: dict[str, np.ndarray]) -> Figure:
+    """Pictures uint8 [height, width, 3] of one shape in a row, under their names."""
+    return _grid(list(pictures), [list(pictures.values())])
+
+
 def epipolar_figure(contexts: Sequence[np.ndarray], lines: Sequence[dict[str, Any]]) -> Figure:
     """Points of the first context view, and the parts of their rays that the second one sees."""
     figure = _grid(["context 1: points", "context 2: their rays, near to far"], [list(contexts[:2])], tile=2.6)

@@ -1,7 +1,8 @@
-"""``lsplat demo``: from nothing to flying through a predicted scene."""
+"""``lsplat demo``: flying through rooms that the shipped networks predict from two pictures, with no training."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,105 +10,108 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import track
 
-from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
+from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
+from lsplat_ns.checkpoints.mvldm_runs import CONFIG as MVLDM_CONFIG
+from lsplat_ns.checkpoints.mvldm_runs import network_from_plain, write_mvldm
 from lsplat_ns.data.video import write_video
-from lsplat_ns.errors import ConfigError
-from lsplat_ns.plugin.recipes import tiny_trainer
+from lsplat_ns.errors import ConfigError, MissingWeights
+from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, demo_trainer
+from lsplat_ns.plugin.runs import PROVENANCE, RunFolderConfig, write_run
 from lsplat_ns.plugin.taking_away import fly_through_cameras
-from lsplat_ns.plugin.trainer import (
-    LatentSplatTrainerConfig,
-    checkpoint_steps,
-    is_port_free,
-    newest_whole_checkpoint,
-)
+from lsplat_ns.plugin.train_demo import scenes_in
+from lsplat_ns.plugin.trainer import is_port_free
 
 if TYPE_CHECKING:
     from lsplat_ns.plugin.pipeline import LatentSplatPipeline
 
-SCENES = MakeScenesConfig(output=Path(), kind="rooms", scenes=24, frames=30, size=(128, 128), seed=7)
-"""What the demo trains on and shows."""
 VIDEO_FRAMES, VIDEO_SIDE = 96, 256
+STRIP_STEPS = 8
+"""Steps of the round trip of which one is drawn in a strip."""
 
 
-def run_demo(folder: Path, steps: int, render: Path | None, port: int, scene: str | None) -> None:
-    """Make scenes and a model where they are missing, then show a scene in the viewer or render it to a video.
-
-    What an interrupted call has finished is used by the next one.
+def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int, scene: str | None) -> None:
+    """Make scenes and runs where they are missing, then show a scene in the viewer, or render a video or a strip.
 
     Raises:
-        LsplatError: With one line, if the port is taken or the folder cannot be used.
+        LsplatError: With one line, if the port is taken, the weights are damaged or the folder cannot be used.
     """
-    if render is None and not is_port_free(port):
+    viewing = render is None and picture is None
+    if viewing and not is_port_free(port):
         raise ConfigError(f"port {port} is in use; choose another with --port")
-    scenes = _scenes(folder / "scenes")
-    config = _demo_config(folder, scenes, steps)
-    _train(config, steps)
-    run = config.get_base_dir() / "config.yml"
+    scenes = scenes_in(folder / "scenes", SHOWN_SCENES)
+    generator = None
+    try:
+        generator = generator_run(folder / METHODS["mvldm"])
+    except MissingWeights as error:
+        CONSOLE.print(f"[yellow]Nothing can be generated: {error}")
+    run = prediction_run(folder / METHODS["latentsplat"], scenes, generator)
+    if picture is not None:
+        draw_strip(run, picture, scene)
     if render is not None:
         render_fly_through(run, render, scene)
-    else:
+    if viewing:
         open_viewer(run, port)
 
 
-def _scenes(folder: Path) -> Path:
-    if (folder / "test" / "index.json").is_file():
-        CONSOLE.print(f"Using the demo scenes in {folder}")
-        return folder
-    with _progress("Making demo scenes") as progress:
-        task = progress.add_task("Making demo scenes", total=SCENES.scenes)
-        make_scenes(replace(SCENES, output=folder), on_scene=lambda _: progress.advance(task))
+def prediction_run(folder: Path, scenes: Path, generator: Path | None = None) -> Path:
+    """The run of the shipped latentSplat, as every nerfstudio tool opens it; made where it is missing or outdated.
+
+    Args:
+        folder: The run's folder.
+        scenes: Data to look at.
+        generator: Run of MV-LDM that its viewer generates with.
+
+    Returns:
+        The run's config.yml.
+    """
+    path = demo_weights_path(METHODS["latentsplat"])
+    weights, provenance = read_demo_weights(path)
+    folder = folder.expanduser().resolve()
+    if _holds(folder, provenance, "config.yml"):
+        return folder / "config.yml"
+    config = RunFolderConfig.of(demo_trainer(provenance["steps_done"]), folder)
+    model = config.pipeline.model
+    model.schedule = replace(model.schedule, adversarial=replace(model.schedule.adversarial, loss="none"))
+    model.generator = None if generator is None else generator.resolve()
+    config.data = config.pipeline.datamanager.data = scenes.resolve()
+    pipeline = {"_model.device_indicator_param": torch.empty(0)}
+    pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
+    _clear(folder)
+    write_run(config, pipeline, provenance["steps_done"], provenance)
+    return folder / "config.yml"
+
+
+def generator_run(folder: Path) -> Path:
+    """The run of the shipped MV-LDM, as ``lsplat generate`` reads it; made where it is missing or outdated.
+
+    Raises:
+        MissingWeights: If the wheel ships none.
+    """
+    weights, provenance = read_demo_weights(demo_weights_path(METHODS["mvldm"]))
+    folder = folder.expanduser().resolve()
+    if not _holds(folder, provenance, MVLDM_CONFIG):
+        _clear(folder)
+        write_mvldm(folder, network_from_plain(provenance["network"]), weights, provenance)
     return folder
 
 
-def _demo_config(folder: Path, scenes: Path, steps: int) -> LatentSplatTrainerConfig:
-    config = tiny_trainer("latentsplat-tiny")
-    config.output_dir, config.experiment_name, config.timestamp = folder / "runs", "demo", "tiny"
-    config.data = config.pipeline.datamanager.data = scenes.resolve()
-    config.vis = "tensorboard"
-    config.max_num_iterations = steps
-    # With one example per step the last steps are noisy; falling rates average them out.
-    config.optimizers["generator"]["scheduler"].decay_steps = steps
-    config.steps_per_eval_batch = config.steps_per_eval_image = 0
-    config.logging.local_writer.enable = False
-    config.viewer.quit_on_train_completion = True
-    return config
+def _holds(folder: Path, provenance: dict, file: str) -> bool:
+    """Whether a run of these very weights is there."""
+    try:
+        return (folder / file).is_file() and json.loads((folder / PROVENANCE).read_text()) == provenance
+    except (OSError, ValueError):
+        return False
 
 
-def _train(config: LatentSplatTrainerConfig, steps: int) -> None:
-    """Train up to ``steps``, from the last checkpoint if there is one."""
-    folder = config.get_checkpoint_dir()
-    done = newest_whole_checkpoint(folder) + 1 if checkpoint_steps(folder) else 0
-    if done >= steps:
-        CONSOLE.print(f"Using the model in {config.get_base_dir()} ({done} steps)")
-        return
-    if done:
-        config.load_dir = folder
-    CONSOLE.print(f"Training latentsplat-tiny for {steps - done} steps; Ctrl-C keeps what is learned so far.")
-    torch.manual_seed(config.machine.seed)
-    config.save_config()
-    trainer = config.setup(local_rank=0, world_size=1)
-    trainer.setup()
-    with _progress("Training") as progress:
-        task = progress.add_task("Training", total=steps, completed=done)
-        trainer.callbacks.append(
-            TrainingCallback(
-                [TrainingCallbackLocation.AFTER_TRAIN_ITERATION],
-                func=lambda step: progress.update(task, completed=step + 1),
-            )
-        )
-        trainer.train()
-    if trainer.interrupted:
-        raise SystemExit(0)
-
-
-def _progress(title: str) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=CONSOLE
-    )
+def _clear(folder: Path) -> None:
+    """Make room for a run, without losing one that somebody else made."""
+    if folder.exists() and any(folder.iterdir()):
+        number = sum(1 for other in folder.parent.iterdir() if other.name.startswith(f"{folder.name}.old-"))
+        folder.replace(folder.with_name(f"{folder.name}.old-{number}"))
+        CONSOLE.print(f"Other weights are in {folder}: kept as {folder.name}.old-{number}")
 
 
 def open_viewer(run: Path, port: int) -> None:
@@ -129,17 +133,53 @@ def render_fly_through(run: Path, video: Path, scene: str | None = None) -> None
         video: File to write, an mp4.
         scene: Scene id or number; by default the run's active scene.
     """
+    pipeline = _opened(run, scene)
+    cameras = fly_through_cameras(pipeline.datamanager.train_dataset.cameras, VIDEO_FRAMES, VIDEO_SIDE)
+    frames = (_bytes(_view(pipeline, cameras[i : i + 1])["rgb"]) for i in track(range(len(cameras)), "Rendering"))
+    count = write_video(video, frames)
+    CONSOLE.print(f"Wrote {video}: {count} frames of scene {pipeline.datamanager.scene.name}")
+
+
+def draw_strip(run: Path, file: Path, scene: str | None = None) -> None:
+    """Draw the context views of a scene and, from half-way between them, the decoded view, depth and uncertainty.
+
+    Args:
+        run: The run's config.yml.
+        file: File to write, a PNG.
+        scene: Scene id or number; by default the run's active scene.
+    """
+    from lsplat_ns.evaluation.figures import save_figure, strip_figure
+    from lsplat_ns.evaluation.illustration import depth_picture, uncertainty_picture
+
+    pipeline = _opened(run, scene)
+    context = pipeline.datamanager.train_dataset.cameras
+    views = fly_through_cameras(context, STRIP_STEPS, VIDEO_SIDE)
+    seen = _view(pipeline, views[STRIP_STEPS // 4 : STRIP_STEPS // 4 + 1])  # out and back: a quarter is the middle
+    photos = [_bytes(image.permute(1, 2, 0)) for image in pipeline.datamanager.scene.context.image[0]]
+    depth, uncertainty = (seen[name][..., 0].cpu().numpy() for name in ("depth", "uncertainty"))
+    pictures = {
+        "photo 1": photos[0],
+        "photo 2": photos[-1],
+        "novel view": _bytes(seen["rgb"]),
+        "depth": depth_picture(depth, np.log(np.quantile(depth, (0.02, 0.98)).clip(1e-6))),
+        "uncertainty (dark: unsure)": uncertainty_picture(uncertainty, np.quantile(uncertainty, (0.02, 0.98))),
+    }
+    save_figure(strip_figure(pictures), file)
+    CONSOLE.print(f"Wrote {file}: scene {pipeline.datamanager.scene.name}")
+
+
+def _opened(run: Path, scene: str | None) -> LatentSplatPipeline:
     from nerfstudio.utils.eval_utils import eval_setup
 
     _, pipeline, _, _ = eval_setup(run, test_mode="inference")
     if scene is not None:
         pipeline.set_scene(scene)
-    cameras = fly_through_cameras(pipeline.datamanager.train_dataset.cameras, VIDEO_FRAMES, VIDEO_SIDE)
-    frames = (_frame(pipeline, cameras[i : i + 1]) for i in track(range(VIDEO_FRAMES), description="Rendering"))
-    count = write_video(video, frames)
-    CONSOLE.print(f"Wrote {video}: {count} frames of scene {pipeline.datamanager.scene.name}")
+    return pipeline
 
 
-def _frame(pipeline: LatentSplatPipeline, camera: NerfstudioCameras) -> np.ndarray:
-    rgb = pipeline.model.get_outputs_for_camera(camera)["rgb"]
-    return (rgb * 255).round().to(torch.uint8).cpu().numpy()
+def _view(pipeline: LatentSplatPipeline, camera: NerfstudioCameras) -> dict[str, torch.Tensor]:
+    return pipeline.model.get_outputs_for_camera(camera)
+
+
+def _bytes(image: torch.Tensor) -> np.ndarray:
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

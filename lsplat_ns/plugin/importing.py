@@ -20,6 +20,7 @@ from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
 from lsplat_ns.mvldm import MultiViewDiffusionConfig
 from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig
+from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.runs import RunFolderConfig, free_folder, write_run
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
 
@@ -135,7 +136,12 @@ def _methods() -> Dict[str, LatentSplatTrainerConfig]:
     """Registered latentSplat methods, the preferred one first."""
     from nerfstudio.configs.method_configs import all_methods
 
-    found = {name: config for name, config in all_methods.items() if isinstance(config, LatentSplatTrainerConfig)}
+    found = {
+        name: config
+        for name, config in all_methods.items()
+        # MV-LDM's methods share the trainer, not the model.
+        if isinstance(config, LatentSplatTrainerConfig) and isinstance(config.pipeline.model, LatentSplatModelConfig)
+    }
     return dict(sorted(found.items(), key=lambda item: (item[0] != PREFERRED, item[0])))
 
 
