@@ -152,7 +152,10 @@ def _recognise(source: UpstreamCheckpoint, stated: Optional[str]) -> Tuple[str, 
         if stated not in methods:
             raise ConfigError(f"no method {stated!r}; --variant takes one of {', '.join(methods)}")
         wanted = _architecture_of(methods[stated])
-        found = infer_architecture(source.shapes, wanted.network)
+        try:
+            found = infer_architecture(source.shapes, wanted.network)
+        except CheckpointMismatch as error:
+            raise CheckpointMismatch(f"{source.path} is no {stated}: {error}") from None
         contradictions = differences(wanted, found)
         if contradictions:
             more = f"; and {len(contradictions) - LISTED} more" if len(contradictions) > LISTED else ""
