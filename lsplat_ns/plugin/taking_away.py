@@ -25,6 +25,7 @@ from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.added_photos import added_capture, added_scenes
 from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.plugin.scene_model import PredictedScene, SceneModel
+from lsplat_ns.plugin.viewing import Draw
 
 MOST_VIDEO_FRAMES = 10_000
 MOST_VIDEO_PIXELS = 4096 * 4096
@@ -126,8 +127,8 @@ def render_video(
     write_video(file, frames(), frames_per_second)
 
 
-def save_scene_config(run_dir: Path, scene: ActiveScene) -> Path:
-    """Write ``scenes/ID.yml`` into a run's folder: its config with this scene and these context views chosen.
+def save_scene_config(run_dir: Path, scene: ActiveScene, draw: Draw) -> Path:
+    """Write ``scenes/ID.yml`` into a run's folder: its config with this scene, its context views and its draw chosen.
 
     Generated layers that are shown are noted in ``scenes/ID.layers.json`` beside it.
 
@@ -148,6 +149,8 @@ def save_scene_config(run_dir: Path, scene: ActiveScene) -> Path:
         datamanager.dataparser.scene, datamanager.dataparser.context = scene.name, scene.choice.context
     else:
         datamanager.context = scene.choice.context
+    model = config.pipeline.model
+    model.scene_mode, model.scene_seed, model.scene_temperature = draw.mode, draw.seed, draw.temperature
     file = run_dir / "scenes" / f"{file_name(scene.name)}.yml"
     layers = [layer.note(run_dir) for layer in scene.layers if layer.visible]
     datamanager.layers = file.with_suffix(".layers.json").resolve() if layers else None

@@ -102,7 +102,8 @@ class KeepPart:
     def _save_scene(self) -> None:
         from lsplat_ns.plugin.taking_away import commands_for, save_scene_config
 
-        file = save_scene_config(self.panel.run_dir, self.panel.prediction().scene)
+        prediction = self.panel.prediction()
+        file = save_scene_config(self.panel.run_dir, prediction.scene, prediction.draw)
         self._tell_commands(commands_for(file))
         self.panel.say("Scene saved", str(file))
 
