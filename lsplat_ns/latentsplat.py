@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsplat_ns.autoencoder import AutoencoderConfig, DiscriminatorConfig, PatchDiscriminator, build_autoencoder
-from lsplat_ns.autoencoder.kl_autoencoder import resize_antialiased
+from lsplat_ns.autoencoder.kl_autoencoder import KLAutoencoder, resize_antialiased
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.encoder.encoder import Encoder, EncoderConfig
 from lsplat_ns.errors import ConfigError, ShapeMismatch
@@ -168,15 +168,23 @@ class LatentSplat(nn.Module):
         if self._fast.decoder is not None:
             return self._fast.decoder(color, latent)
         dtype = self.decoder_dtype
+        if dtype is not None and isinstance(self.autoencoder, KLAutoencoder) and not self.autoencoder.recompute:
+            return self.decode_maps(color, latent, self.autoencoder.decoding_in(dtype)).float()
         with torch.autocast(latent.device.type, dtype, enabled=dtype is not None):
             return self.decode_maps(color, latent).float()
 
-    def decode_maps(self, color: Tensor | None, latent: Tensor) -> Tensor:
-        """:meth:`decode` of bare tensors: colour [b, t, 3, h_r, w_r] (None where it is not used) and latent map."""
+    def decode_maps(
+        self, color: Tensor | None, latent: Tensor, decode: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    ) -> Tensor:
+        """:meth:`decode` of bare tensors: colour [b, t, 3, h_r, w_r] (None where it is not used) and latent map.
+
+        ``decode`` may stand in for the autoencoder's own.
+        """
         skip = None
         if self.config.autoencoder.skip_connections:
             skip = latent if color is None else torch.cat([color, latent], 2)
-        return self.autoencoder.decode(resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling)), skip)
+        z = resize_antialiased(latent, Fraction(1, self.config.encoder.supersampling))
+        return (decode or self.autoencoder.decode)(z, skip)
 
     def view(
         self,

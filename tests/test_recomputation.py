@@ -11,6 +11,7 @@ from lsplat_ns.acceleration import exact, prepare_training
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import step_losses
+from lsplat_ns.scene import Rendering
 
 SCHEDULE = LossSchedule(
     render_image=(LossTerm("mse", 10.0),),
@@ -89,3 +90,39 @@ def test_exact_undoes_the_precision_of_training():
     prepare_training(network, torch.bfloat16, low_memory=False)
     exact(network)
     assert network.decoder_dtype is None and network.encoder.network_dtype is None
+
+
+def test_a_decoder_in_bfloat16_is_that_of_autocast_with_gradients_for_float32_weights():
+    network = tiny_network()
+    for parameter in network.autoencoder.skip_convs.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+    color, latent = torch.rand(1, 2, 3, 32, 32), torch.rand(1, 2, 4, 32, 32)
+    exactly, gradients = network.decode_maps(color, latent), {}
+    weights = dict(network.autoencoder.named_parameters())
+    for name in ("float32", "functional", "autocast"):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=name == "autocast"):
+            decode = network.autoencoder.decoding_in(torch.bfloat16) if name == "functional" else None
+            image = network.decode_maps(color, latent, decode).float()
+        assert (image - exactly).square().mean().sqrt() < 0.03 * exactly.std()
+        image.square().sum().backward()
+        gradients[name] = {key: weight.grad.clone() for key, weight in weights.items() if weight.grad is not None}
+    assert gradients["functional"].keys() == gradients["float32"].keys()
+    flat = {name: torch.cat([g.flatten() for g in found.values()]) for name, found in gradients.items()}
+    assert all(gradient.dtype == torch.float32 for gradient in flat.values())
+    for name in ("functional", "autocast"):
+        assert torch.nn.functional.cosine_similarity(flat[name], flat["float32"], dim=0) > 0.999, name
+
+
+def test_recomputation_never_meets_cast_weights():
+    network = tiny_network()
+    prepare_training(network, torch.bfloat16, low_memory=True)
+    latent = torch.rand(1, 1, 4, 32, 32, requires_grad=True)
+    network.autoencoder.decoding_in = None  # would fail if it were called
+    network.decode(_rendering_of(latent), latent).sum().backward()
+    assert latent.grad is not None and network.autoencoder.last_layer.grad.dtype == torch.float32
+
+
+def _rendering_of(latent: Tensor) -> Rendering:
+    maps = latent.detach()[:, :, :3]
+    return Rendering(alpha=maps[:, :, 0], depth_z=maps[:, :, 0], color=maps, features=latent)

@@ -3,12 +3,14 @@
 Source: latentSplat section 3.3 and its ``autoencoder_kl``; the network itself is diffusers' ``AutoencoderKL``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 
 from lsplat_ns.distributions import DiagonalGaussian
@@ -204,6 +206,26 @@ class KLAutoencoder(Recomputable):
             # Differs from upstream: it fails without a skip input, which forbids decoding encoded images.
             skip = z.new_zeros(leading.numel(), self.skip_channels, 1, 1)
         return (self._decode_flat(z.flatten(0, -4), skip).unflatten(0, leading) + 1) / 2
+
+    def decoding_in(self, dtype: torch.dtype) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """:meth:`decode` with everything in another type, normalisations too; differentiable to the float32 weights.
+
+        Autocast would keep float32 copies of what goes into and out of every normalisation. Not for ``recompute``,
+        which computes again when the cast weights are gone.
+        """
+        halves = ("model.decoder.", "model.post_quant_conv.", "skip_convs.")
+        weights = {name: value.to(dtype) for name, value in self.named_parameters() if name.startswith(halves)}
+
+        def decode(z: Tensor, skip: Tensor | None = None) -> Tensor:
+            inputs = (z.to(dtype), None if skip is None else skip.to(dtype))
+            with torch.autocast(z.device.type, enabled=False):
+                return functional_call(self, weights, inputs)
+
+        return decode
+
+    def forward(self, z: Tensor, skip: Tensor | None = None) -> Tensor:
+        """:meth:`decode`, as torch's functional call wants it named."""
+        return self.decode(z, skip)
 
     def _decode_flat(self, z: Tensor, skip: Tensor | None) -> Tensor:
         if self.recompute:  # image by image, so that one image's activations exist at a time

@@ -7,7 +7,7 @@ Source: latentSplat section 3.4 and spec section 7.4. The trainer sums the losse
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -25,6 +25,7 @@ from lsplat_ns.losses.terms import (
     evaluate_terms,
     total,
     weighted_by_name,
+    with_gradient_taken,
 )
 from lsplat_ns.scene import Rendering, SceneBatch, VariationalGaussians
 
@@ -117,7 +118,13 @@ class _Step:
 
     def evaluate(self, group: GroupName, inputs: LossInputs) -> tuple[TermValue, ...]:
         """The active terms of a group."""
-        return evaluate_terms(self.schedule.active(group, self.step), inputs, self.perceptual)
+        terms = self.schedule.active(group, self.step)
+        if group not in ("render_image", "combined"):
+            return evaluate_terms(terms, inputs, self.perceptual)
+        return with_gradient_taken(
+            inputs.prediction,
+            lambda images: evaluate_terms(terms, replace(inputs, prediction=images), self.perceptual),
+        )
 
     @property
     def low_resolution_truth(self) -> Tensor:

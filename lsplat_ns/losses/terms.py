@@ -7,7 +7,7 @@ Source: latentSplat section 3.4 and its ``loss`` modules.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -160,6 +160,27 @@ def _evaluate(name: TermName, inputs: LossInputs, perceptual: PerceptualFunction
         )
     function = {"mse": mse, "l1": l1, "lpips": perceptual}[name]
     return function(inputs.prediction, inputs.target)
+
+
+def with_gradient_taken(prediction: Tensor, evaluate: Callable[[Tensor], Sequence[TermValue]]) -> tuple[TermValue, ...]:
+    """Values of terms of images, whose gradient has been taken back to the images already.
+
+    What the terms compute on the way is freed at once, instead of being kept until the backward pass of the whole step
+    and, for the adaptive weight, walked through twice. Values and gradients are those of ``evaluate(prediction)``.
+
+    Args:
+        prediction: The images. What ``evaluate`` looks at besides gets no gradient.
+        evaluate: The terms, as a function of the images; they share nothing but these.
+    """
+    if not (prediction.requires_grad and torch.is_grad_enabled()):
+        return tuple(evaluate(prediction))
+    images = prediction.detach().requires_grad_()
+    taken = []
+    for value in evaluate(images):
+        (gradient,) = torch.autograd.grad(value.weighted, images)
+        carrier = ((prediction - prediction.detach()) * gradient).sum()  # zero, with this gradient
+        taken.append(replace(value, unweighted=value.unweighted.detach(), weighted=value.weighted.detach() + carrier))
+    return tuple(taken)
 
 
 def total(values: Sequence[TermValue]) -> Tensor:

@@ -1,10 +1,12 @@
 """Claims about the loss terms: recorded values, repeated names, guards."""
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from parity import recording
+from torch import Tensor
 
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.errors import ConfigError, ShapeMismatch
@@ -17,6 +19,7 @@ from lsplat_ns.losses import (
     total,
     weighted_by_name,
 )
+from lsplat_ns.losses.terms import TermValue, with_gradient_taken
 
 
 @pytest.mark.parametrize(("name", "weight"), [("mse", 10.0), ("l1", 0.3), ("kl", 0.1)])
@@ -100,3 +103,39 @@ def test_negative_weights_and_steps_are_refused() -> None:
     for build in (lambda: LossTerm("mse", -1.0), lambda: LossTerm("mse", 1.0, -1), lambda: DepthTerm(weight=-1.0)):
         with pytest.raises(ConfigError):
             build()
+
+
+def test_a_gradient_taken_early_is_the_same_and_nothing_waits_for_the_backward_pass() -> None:
+    kept = []
+
+    def perceptual(prediction: Tensor, target: Tensor) -> Tensor:
+        features = (prediction - target).sin()
+        kept.append(weakref.ref(features))
+        return features.square().mean()
+
+    generator = torch.Generator().manual_seed(0)
+    weight, target = torch.randn(3, generator=generator), torch.rand(1, 2, 3, 8, 8, generator=generator)
+    terms = (LossTerm("mse", 10.0), LossTerm("lpips", 0.5))
+    gradients, values = [], []
+    for early in (False, True):
+        last = weight.clone().requires_grad_()
+        images = target.roll(1) * last[:, None, None]
+
+        def evaluate(prediction: Tensor) -> tuple[TermValue, ...]:
+            return evaluate_terms(terms, LossInputs(prediction, target), perceptual)
+
+        found = with_gradient_taken(images, evaluate) if early else evaluate(images)
+        assert (kept[-1]() is None) == early
+        values.append([(value.name, value.unweighted.item(), value.weighted.item()) for value in found])
+        (3 * found[0].weighted + found[1].weighted).backward()
+        gradients.append(last.grad)
+    assert values[0] == values[1]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=0)
+
+
+def test_images_without_gradient_are_evaluated_as_they_are() -> None:
+    image = torch.rand(1, 1, 3, 4, 4)
+    (value,) = with_gradient_taken(
+        image, lambda images: evaluate_terms([LossTerm("l1")], LossInputs(images, 1 - image))
+    )
+    assert not value.weighted.requires_grad and value.weighted.item() == value.unweighted.item()
