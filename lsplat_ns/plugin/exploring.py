@@ -63,10 +63,7 @@ def least_certain_view(
 
     least_covered = max(NOTHING, LEAST_COVERED * judged(start).covered)
     moves = product(YAWS, PITCHES, STEPS)
-    found = [
-        judged(start @ _turned_and_moved(math.radians(yaw), math.radians(pitch), step, baseline))
-        for yaw, pitch, step in moves
-    ]
+    found = [judged(start @ _turned_and_moved(yaw, pitch, step, baseline)) for yaw, pitch, step in moves]
     seen = [view for view in found if view.covered >= least_covered]
     return max(seen, key=lambda view: view.uncertainty, default=None)
 
