@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ class JobCancelled(Exception):
 
 
 class Lane:
-    """Runs one piece of work at a time on a thread of its own.
+    """Runs one piece of work at a time on a thread of its own. What a piece raises is logged, and the next one runs.
 
     viser calls back on a small pool of threads that messages of all browsers pass through: work that waits or computes
     there would stop them all.
@@ -62,10 +63,11 @@ class Lane:
         while work is not None:
             try:
                 work()
-            finally:
-                with self._lock:
-                    work, self._next = self._next, None
-                    self._running = work is not None
+            except (Exception, SystemExit):
+                logging.getLogger(__name__).exception("%s: not done", self.name)
+            with self._lock:
+                work, self._next = self._next, None
+                self._running = work is not None
 
 
 class Progress:

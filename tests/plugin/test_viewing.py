@@ -79,17 +79,24 @@ def test_a_lane_does_one_thing_at_a_time_and_of_what_waits_only_the_latest() -> 
     assert done == ["first", "latest"]
 
 
-def test_a_lane_goes_on_after_an_error(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    lane, finished = Lane("test"), threading.Event()
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_lane_goes_on_after_an_error_also_with_what_waits(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    lane, release, waited, finished = Lane("test"), threading.Event(), threading.Event(), threading.Event()
 
     def fail() -> None:
-        raise ValueError
+        release.wait(5)
+        raise error
 
     lane.start_latest(fail)
+    lane.start_latest(waited.set)
+    release.set()
+    assert waited.wait(5)
     while lane.busy:
         threading.Event().wait(0.01)
     assert lane.start(finished.set) and finished.wait(5)
+    assert "test: not done" in caplog.text  # in the terminal
 
 
 def test_progress_is_told_and_cancels_at_the_next_report() -> None:
