@@ -9,6 +9,7 @@ Nothing here knows viser. Denoising needs neither the scene's network nor a lock
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 from contextlib import AbstractContextManager
@@ -270,8 +271,17 @@ def _own_stream(device: torch.device) -> AbstractContextManager[object]:
     """On a GPU a queue of its own, so that the viewer's pictures do not wait behind denoising steps."""
     if device.type != "cuda":
         return contextlib.nullcontext()
-    torch.cuda.synchronize(device)  # the weights are on their way in another queue
-    return torch.cuda.stream(torch.cuda.Stream(device))
+    queue = _queue(device)
+    # The weights are on their way in the other one. Waiting for the whole GPU would break a CUDA graph that the
+    # viewer's thread captures in this moment.
+    queue.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(queue)
+
+
+@functools.cache
+def _queue(device: torch.device) -> torch.cuda.Stream:
+    """One for all generations: torch keeps what each has freed for that queue alone."""
+    return torch.cuda.Stream(device)
 
 
 def _new_folder(parent: Path, scene: str) -> Path:
