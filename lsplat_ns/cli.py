@@ -27,7 +27,7 @@ class Demo:
     port: int = 7007
     """Port of the viewer."""
     scene: Optional[str] = None
-    """Scene to render, by id or number; by default the first one."""
+    """Scene to show, by id or number; by default the one last shown, at first the first one."""
 
     def run(self) -> int:
         """Run the demo."""

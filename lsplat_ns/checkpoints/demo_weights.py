@@ -30,7 +30,9 @@ def demo_weights_path(method: str) -> Path:
     """
     path = FOLDER / f"{method}.safetensors"
     if not path.is_file():
-        raise MissingWeights(f"no {path}: this installation ships no {method}; reinstall it, or use lsplat train-demo")
+        raise MissingWeights(
+            f"no {path}: this installation ships no {method}; reinstall it, or put there what lsplat train-demo writes"
+        )
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,13 @@ STRIP_STEPS = 8
 def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int, scene: str | None) -> None:
     """Make scenes and runs where they are missing, then show a scene in the viewer, or render a video or a strip.
 
+    Args:
+        folder: Where scenes and runs are kept.
+        render: Video to render instead of opening the viewer.
+        picture: Strip to draw instead.
+        port: Of the viewer.
+        scene: Scene id or number; by default the one last shown.
+
     Raises:
         LsplatError: With one line, if the port is taken, the weights are damaged or the folder cannot be used.
     """
@@ -53,11 +61,15 @@ def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int,
     if render is not None:
         render_fly_through(run, render, scene)
     if viewing:
+        if scene is not None:
+            _opened(run, scene)  # which remembers the scene beside the run
         open_viewer(run, port)
 
 
 def prediction_run(folder: Path, scenes: Path, generator: Path | None = None) -> Path:
     """The run of the shipped latentSplat, as every nerfstudio tool opens it; made where it is missing or outdated.
+
+    It is outdated where the weights are others, or the scenes or the generator lie elsewhere, as in a moved folder.
 
     Args:
         folder: The run's folder.
@@ -70,13 +82,15 @@ def prediction_run(folder: Path, scenes: Path, generator: Path | None = None) ->
     path = demo_weights_path(METHODS["latentsplat"])
     weights, provenance = read_demo_weights(path)
     folder = folder.expanduser().resolve()
+    scenes, generator = scenes.resolve(), None if generator is None else generator.resolve()
+    provenance = {**provenance, "scenes": str(scenes), "generator": None if generator is None else str(generator)}
     if _holds(folder, provenance, "config.yml"):
         return folder / "config.yml"
     config = RunFolderConfig.of(demo_trainer(provenance["steps_done"]), folder)
     model = config.pipeline.model
     model.schedule = replace(model.schedule, adversarial=replace(model.schedule.adversarial, loss="none"))
-    model.generator = None if generator is None else generator.resolve()
-    config.data = config.pipeline.datamanager.data = scenes.resolve()
+    model.generator = generator
+    config.data = config.pipeline.datamanager.data = scenes
     pipeline = {"_model.device_indicator_param": torch.empty(0)}
     pipeline.update({f"_model.network.{key}": value for key, value in weights.items()})
     _clear(folder)
@@ -99,7 +113,7 @@ def generator_run(folder: Path) -> Path:
 
 
 def _holds(folder: Path, provenance: dict, file: str) -> bool:
-    """Whether a run of these very weights is there."""
+    """Whether the very run that would be made is there."""
     try:
         return (folder / file).is_file() and json.loads((folder / PROVENANCE).read_text()) == provenance
     except (OSError, ValueError):
@@ -109,9 +123,10 @@ def _holds(folder: Path, provenance: dict, file: str) -> bool:
 def _clear(folder: Path) -> None:
     """Make room for a run, without losing one that somebody else made."""
     if folder.exists() and any(folder.iterdir()):
-        number = sum(1 for other in folder.parent.iterdir() if other.name.startswith(f"{folder.name}.old-"))
-        folder.replace(folder.with_name(f"{folder.name}.old-{number}"))
-        CONSOLE.print(f"Other weights are in {folder}: kept as {folder.name}.old-{number}")
+        names = (f"{folder.name}.old-{number}" for number in count())
+        kept = next(name for name in names if not folder.with_name(name).exists())
+        folder.replace(folder.with_name(kept))
+        CONSOLE.print(f"Another run is in {folder}: kept as {kept}")
 
 
 def open_viewer(run: Path, port: int) -> None:
@@ -136,8 +151,8 @@ def render_fly_through(run: Path, video: Path, scene: str | None = None) -> None
     pipeline = _opened(run, scene)
     cameras = fly_through_cameras(pipeline.datamanager.train_dataset.cameras, VIDEO_FRAMES, VIDEO_SIDE)
     frames = (_bytes(_view(pipeline, cameras[i : i + 1])["rgb"]) for i in track(range(len(cameras)), "Rendering"))
-    count = write_video(video, frames)
-    CONSOLE.print(f"Wrote {video}: {count} frames of scene {pipeline.datamanager.scene.name}")
+    written = write_video(video, frames)
+    CONSOLE.print(f"Wrote {video}: {written} frames of scene {pipeline.datamanager.scene.name}")
 
 
 def draw_strip(run: Path, file: Path, scene: str | None = None) -> None:
