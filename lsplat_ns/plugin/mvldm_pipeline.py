@@ -16,6 +16,7 @@ from lsplat_ns.data.batches import make_example
 from lsplat_ns.diffusion.sampler import generate
 from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import LsplatError, SceneDataError
+from lsplat_ns.evaluation.image_folders import scene_folder_name
 from lsplat_ns.evaluation.metrics import psnr, ssim
 from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
 from lsplat_ns.plugin.loading import model_state
@@ -164,7 +165,7 @@ def _save_images(example: SceneBatch, images: Tensor, output_path: Path) -> None
     from torchvision.utils import save_image
 
     context, *others = example.context.frame[0].tolist()
-    folder = output_path / example.scene[0] / str(context)
+    folder = output_path / scene_folder_name(example.scene[0]) / str(context)
     folder.mkdir(parents=True, exist_ok=True)
     for frame, image in zip([*others, *example.target.frame[0].tolist()], images, strict=True):
         save_image(image, folder / f"{frame:06d}.png")

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from lsplat_ns.checkpoints.mvldm_runs import load_mvldm
 from lsplat_ns.errors import CheckpointMismatch, MissingWeights
 from lsplat_ns.mvldm import MultiViewDiffusion
 from lsplat_ns.plugin import optimizers
-from lsplat_ns.plugin.mvldm_pipeline import MvldmTrainer, MvldmTrainerConfig
+from lsplat_ns.plugin.bench_mvldm_training import random_batch
+from lsplat_ns.plugin.mvldm_pipeline import MvldmTrainer, MvldmTrainerConfig, _save_images
 from lsplat_ns.plugin.mvldm_recipes import published_mvldm_trainer, tiny_mvldm_trainer
 
 
@@ -248,6 +250,14 @@ def test_absent_weights_are_one_line_before_anything_is_built(weight_folder: Pat
     config.check_weights(resuming=True)
     config.pretrained = "none"
     config.check_weights(resuming=False)
+
+
+def test_a_scene_id_cannot_lead_out_of_the_folder_of_evaluated_views(tmp_path: Path) -> None:
+    batch = replace(random_batch(1, 16, torch.device("cpu")), scene=("../../outside",))
+    views = batch.context.frame.shape[1] + batch.target.frame.shape[1]
+    _save_images(batch, torch.rand(views - 1, 3, 16, 16), tmp_path / "a" / "views")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert len(list((tmp_path / "a" / "views").rglob("*.png"))) == views - 1
 
 
 # ---------------------------------------------------------------------------------------------- as a user calls it
