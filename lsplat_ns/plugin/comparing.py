@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.comparison import Comparison, table_rows, write_comparison, write_numbers
-from lsplat_ns.evaluation.results import SUMMARY
+from lsplat_ns.evaluation.results import SETTINGS, SUMMARY
 from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
 
 
@@ -19,11 +20,13 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
         options: For runs that are to be evaluated.
 
     Raises:
-        LsplatError: As :func:`evaluate_run`; ConfigError if the two share no entry.
+        LsplatError: As :func:`evaluate_run`; ConfigError if the two share no entry, or ``output`` is an evaluation.
     """
     from rich.console import Console
     from rich.table import Table
 
+    if (output / SETTINGS).is_file():
+        raise ConfigError(f"{output} holds an evaluation; choose another folder with --output")
     folders = tuple(_evaluated(run, output / name, options) for run, name in ((a, "a"), (b, "b")))
     comparison = Comparison.of(*folders)
     names = _names(a, b)

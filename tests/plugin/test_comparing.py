@@ -96,3 +96,5 @@ def test_what_shares_no_entry_or_is_no_evaluation_is_refused(compared: tuple[Pat
     (empty / "results.jsonl").write_text("")
     with pytest.raises(ConfigError, match="share no entry"):
         Comparison.of(output / "b", empty)
+    with pytest.raises(ConfigError, match="holds an evaluation; choose another folder"):
+        compare_runs(output / "a", output / "b", output / "b", OPTIONS)
