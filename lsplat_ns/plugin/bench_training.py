@@ -5,6 +5,7 @@ Random weights and images: neither time nor memory depends on them. The perceptu
 
 from __future__ import annotations
 
+import gc
 import statistics
 import tempfile
 import time
@@ -100,6 +101,7 @@ def run_training_benchmark(
                 perceptual = PerceptualDistance(dtype, backbone)
                 rows.append(_time_steps(network, perceptual, batch, stage, step, setting, repeats))
                 del network
+                gc.collect()  # before the next one is measured
     return rows
 
 
@@ -147,7 +149,8 @@ def print_training_benchmark(repeats: int) -> None:
         console.print("No CUDA device: a step of the published model takes minutes and some 20 GB here.")
     with console.status("Training"):
         rows = run_training_benchmark(LatentSplatConfig(), 256, device, repeats)
-    title = f"Training step, published size, 256x256, batch {BATCH}, {TARGETS} targets, random weights"
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    title = f"Training step, published size, 256x256, batch {BATCH}, {TARGETS} targets, random weights, on {where}"
     table = Table(title=title)
     for column in ("stage", "setting", "ms", "peak GB", "original on an H200"):
         table.add_column(column, justify="left" if column in ("stage", "setting") else "right")
