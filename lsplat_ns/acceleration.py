@@ -183,7 +183,7 @@ def prepare_training(network: LatentSplat, dtype: torch.dtype | None, low_memory
 
     Args:
         network: Not accelerated.
-        dtype: Type that encoder and decoder run in (by autocast), None for float32.
+        dtype: Type that the encoder (by autocast) and the decoder run in, None for float32.
         low_memory: Compute large results again in the backward pass instead of keeping them.
     """
     network.encoder.network_dtype = network.decoder_dtype = dtype

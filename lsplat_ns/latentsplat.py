@@ -96,7 +96,8 @@ class LatentSplat(nn.Module):
         self.fast: FastParts | None = None
         """Stand-ins used where no gradient is needed; see ``lsplat_ns.acceleration``."""
         self.decoder_dtype: torch.dtype | None = None
-        """Type that the decoder runs in (by autocast) where it has no stand-in. None: float32."""
+        """Type that the decoder runs in where it has no stand-in: of its weights too, or by autocast where it computes
+        twice (``recompute``). None: float32."""
         self.discriminator = PatchDiscriminator(self.config.discriminator) if discriminator else None
 
     @property
