@@ -64,7 +64,7 @@ class ProposedView:
 
     frame: int  # its number in the folder
     image: Tensor  # [3, height, width] in [0, 1]
-    world_from_camera: Tensor  # [4, 4], OpenCV, nerfstudio's frame
+    video_from_camera: Tensor  # [4, 4], OpenCV, in the frame and units of the scene's video
     fov_y: float  # radians
     error: float  # inconsistency with its neighbours, 0 is best; NaN where they have too little in common
 
@@ -307,10 +307,9 @@ def propose(scene: ActiveScene, task: GenerationTask, folder: GeneratedFolder, d
     images = torch.stack([stored[frame] for frame in task.frames])
     in_video = task.cameras.world_from_camera[0].clone()
     in_video[:, :3, 3] /= task.scale
-    poses = scene.nerfstudio_from_video.apply_to_poses(in_video)
     fov_y = 2 * math.atan(0.5 / float(task.cameras.intrinsics_norm[0, 0, 1, 1]))
     errors = errors_of_views(task, images, device)
-    views = zip(task.frames, images, poses, errors, strict=True)
+    views = zip(task.frames, images, in_video, errors, strict=True)
     return Proposal(scene.name, folder.path, tuple(ProposedView(f, i, p, fov_y, e) for f, i, p, e in views))
 
 

@@ -22,6 +22,7 @@ from lsplat_ns.plugin.active_scene import context_baseline
 from lsplat_ns.plugin.generated_layers import read_layer, read_layers
 from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
 from lsplat_ns.plugin.scene_generation import chosen_run, generation_task, poses_along, poses_here
+from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
 
 
 @pytest.fixture(scope="module")
@@ -267,8 +268,16 @@ def test_layers_stay_with_other_photos_and_headless_tools_show_them_too(shown: S
 
 
 def test_another_scene_forgets_what_was_proposed_and_keeps_no_layer(shown: Shown, quick: Tab) -> None:
+    model, part = shown.pipeline.model, shown.pipeline.model.viewer_control.generate_part
     lift(quick, shown)
     generate(quick, shown)
+    before = part._frusta[0].position
+    quick.set("Context", "1, 12")  # the viewer's frame is another one now; the views stand where they stood
+    quick.wait(lambda: model.active_scene.choice.context == (1, 12), "frames 1 and 12")
+    settle(quick, shown)
+    pose = model.active_scene.nerfstudio_from_video.apply_to_poses(part._proposal.views[0].video_from_camera)
+    np.testing.assert_allclose(part._frusta[0].position, VISER_NERFSTUDIO_SCALE_RATIO * pose[:3, 3], atol=1e-4)
+    assert np.abs(part._frusta[0].position - before).max() > 1e-2
     quick.set("Go to", "next")
     quick.wait(lambda: shown.pipeline.model.active_scene.layers == (), "the next scene")
     settle(quick, shown)

@@ -184,13 +184,14 @@ class GeneratePart:
             self._frusta = [*self._frusta_of_proposal(), *self._frusta_of_layers()]
 
     def _frusta_of_proposal(self) -> list[CameraFrustumHandle]:
-        drawn = []
+        scene, drawn = self.panel.model.active_scene, []
         for number, (view, box) in enumerate(zip(self._views(), self._proposed, strict=False)):
             height, width = view.image.shape[-2:]
             handle = add_frustum(
                 self.panel.viewer.viser_server.scene,
                 f"/lsplat/generated/{number:03d}",
-                view.world_from_camera,
+                # The frame of the viewer follows from the context views, which may be others by now.
+                scene.nerfstudio_from_video.apply_to_poses(view.video_from_camera),
                 fov_y=view.fov_y,
                 aspect=width / height,
                 scale=self.panel.frustum_scale,
