@@ -230,8 +230,11 @@ def generated_files(data: Path) -> frozenset[Path]:
     file = data / "transforms.json" if data.is_dir() else data
     if file.suffix != ".json" or not file.is_file():
         return frozenset()
-    frames = json.loads(file.read_text()).get("frames", [])
-    return frozenset((file.parent / frame["file_path"]).resolve() for frame in frames if frame.get("generated") is True)
+    try:
+        frames = [frame for frame in json.loads(file.read_text())["frames"] if frame.get("generated") is True]
+        return frozenset((file.parent / frame["file_path"]).resolve() for frame in frames)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return frozenset()  # not one of ours: nerfstudio-data's files are checked, other dataparsers read other files
 
 
 def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:

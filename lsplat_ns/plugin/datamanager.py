@@ -228,8 +228,8 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
                 found = self.find_scene(str(note["scene"]), tuple(note["context"]))
                 found = _with_layers(found, note.get("layers", []), sidecar.parent)
                 return found, f"last chosen in the viewer, {sidecar}"
-            except (ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
-                CONSOLE.print(f"[yellow]Ignoring {sidecar}: {error}")
+            except (OSError, ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
+                CONSOLE.print(f"[yellow]Ignoring {escape(str(sidecar))}: {escape(str(error))}")
         if not self.has_many_scenes:
             return self._capture(None), f"the capture, views chosen by {self.config.context_choice}"
         return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from rich.progress import track
 
 from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
@@ -54,7 +55,7 @@ def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int,
     try:
         generator = generator_run(folder / METHODS["mvldm"])
     except MissingWeights as error:
-        CONSOLE.print(f"[yellow]Nothing can be generated: {error}")
+        CONSOLE.print(f"[yellow]Nothing can be generated: {escape(str(error))}")
     run = prediction_run(folder / METHODS["latentsplat"], scenes, generator)
     if picture is not None:
         draw_strip(run, picture, scene)

@@ -22,7 +22,12 @@ from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.fusion import encode_layer
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.plugin.active_scene import ActiveScene
-from lsplat_ns.plugin.captures import CaptureContextConfig, active_scene_from_dataparser, video_from_dataparser
+from lsplat_ns.plugin.captures import (
+    CaptureContextConfig,
+    active_scene_from_dataparser,
+    generated_files,
+    video_from_dataparser,
+)
 from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
 from lsplat_ns.plugin.pipeline import LatentSplatPipeline, LatentSplatPipelineConfig
 from lsplat_ns.plugin.recipes import tiny_trainer
@@ -168,6 +173,15 @@ def test_a_colmap_model_gives_the_scene_that_the_same_capture_gives_as_nerfstudi
     torch.testing.assert_close(ours.video.world_from_camera, same.video.world_from_camera, atol=1e-3, rtol=0)
     torch.testing.assert_close(ours.video.intrinsics_norm, same.video.intrinsics_norm)
     assert [file.name for file in ours.capture.image_files] == [file.name for file in same.capture.image_files]
+
+
+def test_generated_views_are_told_by_our_own_transforms_json_alone(tmp_path: Path) -> None:
+    file = tmp_path / "transforms.json"
+    file.write_text(json.dumps({"frames": [{"file_path": "a.png", "generated": True}, {"file_path": "b.png"}]}))
+    assert generated_files(tmp_path) == {tmp_path.resolve() / "a.png"}
+    for content in ("{ broken", "[]", '{"frames": [1]}', '{"frames": [{"generated": true}]}'):
+        file.write_text(content)  # beside a capture that another dataparser reads
+        assert generated_files(tmp_path) == frozenset()
 
 
 # -------------------------------------------------------------------------------------------------- undistortion
@@ -332,6 +346,10 @@ def test_views_chosen_in_a_viewer_are_remembered_beside_the_run(capture: Path, t
     assert again.scene.choice.context == (1, 7, 12) and "last chosen" in again.scene_source
     config.context = (0, 5)
     assert config.setup(test_mode="inference").scene.choice.context == (0, 5)
+    config.context = None
+    absent = [{"folder": "[/absent]", "frames": [1]}]
+    (tmp_path / "active_scene.json").write_text(json.dumps({"scene": "room", "context": [1, 7], "layers": absent}))
+    assert config.setup(test_mode="inference").scene_source == "the capture, views chosen by overlap"
 
 
 # ----------------------------------------------------------------------------------------------------- bad input
