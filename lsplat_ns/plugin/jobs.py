@@ -21,7 +21,7 @@ class Lane:
     def __init__(self, name: str) -> None:
         self.name = name
         self._lock = threading.Lock()
-        self._next: Callable[[], None] | None = None
+        self._waiting: dict[str, Callable[[], None]] = {}  # by kind
         self._running = False
         self._thread: threading.Thread | None = None
 
@@ -38,18 +38,20 @@ class Lane:
             self._begin(work)
             return True
 
-    def start_latest(self, work: Callable[[], None]) -> None:
-        """Run work as soon as what runs now is done. Work that waits already is dropped: only the latest counts."""
+    def start_latest(self, work: Callable[[], None], kind: str = "") -> None:
+        """Run work as soon as what runs now is done. Of each kind of work only the latest waits; others are dropped."""
         with self._lock:
             if self._running:
-                self._next = work
+                self._waiting.pop(kind, None)
+                self._waiting[kind] = work
             else:
                 self._begin(work)
 
     def finish(self, seconds: float) -> bool:
         """Drop what waits, wait for what runs, and say whether it ended in time."""
         with self._lock:
-            self._next, thread = None, self._thread
+            self._waiting.clear()
+            thread = self._thread
         if thread is not None:
             thread.join(seconds)
         return not self._running
@@ -66,7 +68,7 @@ class Lane:
             except (Exception, SystemExit):
                 logging.getLogger(__name__).exception("%s: not done", self.name)
             with self._lock:
-                work, self._next = self._next, None
+                work = self._waiting.pop(next(iter(self._waiting))) if self._waiting else None
                 self._running = work is not None
 
 

@@ -79,6 +79,19 @@ def test_a_lane_does_one_thing_at_a_time_and_of_what_waits_only_the_latest() -> 
     assert done == ["first", "latest"]
 
 
+def test_of_each_kind_the_latest_waits_in_a_lane() -> None:
+    lane, release, done, finished = Lane("test"), threading.Event(), [], threading.Event()
+    lane.start_latest(lambda: (release.wait(5), lane.start_latest(lambda: done.append("sent"), "send")), "draw")
+    lane.start_latest(lambda: done.append("dropped"), "draw")
+    lane.start_latest(lambda: done.append("latest"), "draw")
+    lane.start_latest(finished.set, "last")
+    release.set()
+    assert finished.wait(5)
+    while lane.busy:
+        threading.Event().wait(0.01)
+    assert done == ["latest", "sent"]
+
+
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
 def test_a_lane_goes_on_after_an_error_also_with_what_waits(
     error: type[BaseException], caplog: pytest.LogCaptureFixture

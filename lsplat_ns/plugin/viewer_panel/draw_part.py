@@ -45,7 +45,9 @@ class DrawPart:
         self._seed.on_update(by_a_person(lambda _: self._show()))
         self._temperature.on_update(by_a_person(lambda _: self._show()))
         self._resample.on_click(lambda _: self._show_seed(random.randrange(2**31)))
-        self._strip_button.on_click(lambda event: panel.draws.start_latest(lambda: self._draw_strip(event.client)))
+        self._strip_button.on_click(
+            lambda event: panel.draws.start_latest(lambda: self._draw_strip(event.client), "strip")
+        )
         self._choice.on_click(lambda _: self._fly_in(int(self._choice.value) - 1))
 
     def _show_seed(self, seed: int) -> None:
@@ -53,7 +55,7 @@ class DrawPart:
         self._show()
 
     def _show(self) -> None:
-        self.panel.draws.start_latest(self._redraw)
+        self.panel.draws.start_latest(self._redraw, "draw")
 
     def _redraw(self) -> None:
         model = self.panel.model

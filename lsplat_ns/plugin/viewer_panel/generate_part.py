@@ -79,7 +79,7 @@ class GeneratePart:
         self._undo = gui.add_button("Undo last layer", visible=False)
         self._layer.on_update(by_a_person(lambda _: self._show_chosen_layer()))
         self._visible.on_update(by_a_person(lambda _: panel.scenes.start_latest(self._switch_layer)))
-        self._opacity.on_update(by_a_person(lambda _: panel.draws.start_latest(self._fade_layer)))
+        self._opacity.on_update(by_a_person(lambda _: panel.draws.start_latest(self._fade_layer, "fade")))
         self._undo.on_click(lambda _: panel.scenes.start_latest(self._undo_last))
 
     # --------------------------------------------------------------------------------------------------- generating

@@ -50,7 +50,7 @@ class LookPart:
         for handle in (self._confidence, self._decode, self._photos, self._generated, self._tint, self._in_browser):
             handle.on_update(by_a_person(lambda _: panel.rerender()))
         self._explore.on_click(
-            lambda event: panel.draws.start_latest(lambda: self._go_where_it_knows_least(event.client))
+            lambda event: panel.draws.start_latest(lambda: self._go_where_it_knows_least(event.client), "explore")
         )
         self._generate.on_click(lambda event: panel.generate_part.begin_here(event.client))
         self._compare.on_update(by_a_person(lambda _: self._compare_with(int(self._compare.value))))
@@ -74,7 +74,7 @@ class LookPart:
         if self.drawn_by_browser:
             # viser's depth ends at 168 of its units, and far splats would be behind the empty picture.
             self.panel.viewer.control_panel._layer_depth.value = False
-            self.panel.draws.start_latest(self._send_splats)
+            self.panel.draws.start_latest(self._send_splats, "splats")
         elif self._splats.hide():
             self.panel.viewer.control_panel._layer_depth.value = True
 

@@ -66,8 +66,8 @@ class ViewerPanel(ViewerControl):
         self.model = model
         self.viewer: Viewer | None = None
         self.pipeline: LatentSplatPipeline | None = None  # set by it
-        # One thing at a time in each: scenes, draws of a scene, and long work. Only the latest wish of the first two
-        # counts; long work that runs is not replaced.
+        # One thing at a time in each: scenes, draws of a scene (and what is drawn beside it), and long work. Only the
+        # latest wish of a kind counts in the first two; long work that runs is not replaced.
         self.scenes, self.draws, self.work = Lane("lsplat-scene"), Lane("lsplat-draw"), Lane("lsplat-work")
         self._pacer = FramePacer()
         self._decoded_ms, self._status_at = math.inf, 0.0

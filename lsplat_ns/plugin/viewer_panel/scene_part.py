@@ -121,7 +121,7 @@ class ScenePart:
 
     def _begin_picking(self) -> None:
         self._picked = []
-        self.panel.draws.start_latest(self._draw_frusta)
+        self.panel.draws.start_latest(self._draw_frusta, "frusta")
 
     def _draw_frusta(self) -> None:
         """Draw the cameras of the scene's video, if views are picked by clicking."""
@@ -160,7 +160,7 @@ class ScenePart:
             return
         self._picked.append(frame)
         if len(self._picked) == 1:
-            self.panel.draws.start_latest(self._draw_frusta)
+            self.panel.draws.start_latest(self._draw_frusta, "frusta")
             self.panel.say(f"Frame {frame} is the first view", "click the second one")
             return
         picked, self._picked = tuple(sorted(self._picked)), []
