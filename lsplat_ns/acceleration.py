@@ -26,6 +26,8 @@ DECODER_DTYPE = torch.float16
 """The decoder's activations need the mantissa, not the range: float16 stays 15 dB closer to float32 than bfloat16."""
 ENCODER_DTYPE = torch.bfloat16
 WARM_UP_CALLS = 3
+MOST_DECODED_SHAPES = 8
+"""CUDA graphs of the decoder that are kept, each with its memory: a window that is resized asks for dozens."""
 ONE_KERNEL = {
     "realize_reads_threshold": 1000,
     "realize_opcount_threshold": 100_000,
@@ -35,7 +37,7 @@ ONE_KERNEL = {
 
 
 class FastDecoder:
-    """``LatentSplat.decode`` by a copy of the decoder in float16, as one CUDA graph per input shape.
+    """``LatentSplat.decode`` by a copy of the decoder in float16, as one CUDA graph per (recent) input shape.
 
     Weights are copied on construction: make a new one when they change. Falls back to the float32 decoder for good if
     a result is not finite (float16 overflows beyond 65504).
@@ -66,10 +68,13 @@ class FastDecoder:
         key = tuple(None if part is None else part.shape for part in inputs)
         with self._lock:  # several browser tabs share the static buffers
             if key not in self._calls and not self.overflowed:
+                while len(self._calls) >= MOST_DECODED_SHAPES:
+                    del self._calls[next(iter(self._calls))]
                 self._calls[key] = self._capture(inputs)
             if self.overflowed:
                 return self._exact(color, latent)
-            return self._calls[key](inputs)
+            self._calls[key] = call = self._calls.pop(key)  # the latest one is last
+            return call(inputs)
 
     def _capture(self, inputs: tuple[Tensor | None, Tensor]) -> CapturedCall:
         def decode(maps: tuple[Tensor | None, Tensor]) -> Tensor:

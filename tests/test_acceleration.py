@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lsplat_ns import acceleration
 from lsplat_ns.acceleration import FastDecoder, accelerate, exact
 from lsplat_ns.evaluation.metrics import psnr
 from lsplat_ns.geometry.rays import bounds_from_baseline
@@ -53,6 +54,25 @@ def test_on_a_cpu_nothing_changes():
     assert model.fast is None and model.encoder.network_dtype is None
     after = encoded(model, "cpu")
     assert torch.equal(before.means, after.means) and torch.equal(before.features.mean, after.features.mean)
+
+
+def test_a_decoder_keeps_few_graphs_the_latest_ones(monkeypatch: pytest.MonkeyPatch):
+    captured = []
+
+    class Captured:
+        def __init__(self, function, inputs):
+            captured.append(inputs[1].shape[-1])
+
+        def __call__(self, inputs):
+            return inputs[1][:, :, :3]
+
+    monkeypatch.setattr(acceleration, "CapturedCall", Captured)
+    decoder = FastDecoder(network(), compiled=False)
+    first, *others = range(4, 4 + acceleration.MOST_DECODED_SHAPES)
+    for width in (first, *others, first, 100, first, others[0]):  # the last was the longest unused when 100 came
+        decoder(None, torch.zeros(1, 1, 4, 8, width))
+        assert len(decoder._calls) <= acceleration.MOST_DECODED_SHAPES
+    assert captured == [first, *others, 100, others[0]]
 
 
 @pytest.fixture
