@@ -93,7 +93,7 @@ class Generator:
         self._loaded: tuple[tuple[object, ...], MultiViewDiffusion] | None = None
 
     def load(self, run: Path, device: torch.device) -> MultiViewDiffusion:
-        """The model of a run, in eval mode. Raises as ``load_mvldm``.
+        """The model of a run, in eval mode. Raises as ``load_mvldm``, and LsplatError if it does not fit on the GPU.
 
         Lower precision on a GPU, but no CUDA graph: while one is captured nothing else may use the GPU, and here the
         viewer draws.
@@ -101,9 +101,15 @@ class Generator:
         key = (run.resolve(), (run / WEIGHTS).stat().st_mtime_ns if (run / WEIGHTS).is_file() else None, device)
         if self._loaded is None or self._loaded[0] != key:
             self._loaded = None  # two do not fit
-            model = load_mvldm(run, device)
-            if device.type == "cuda":
-                lower_precision(model)
+            try:
+                model = load_mvldm(run, device)
+                if device.type == "cuda":
+                    lower_precision(model)
+            except torch.cuda.OutOfMemoryError:
+                raise LsplatError(
+                    "the GPU's memory is too small for MV-LDM beside the scene; end other programs on it, or generate "
+                    "with lsplat generate"
+                ) from None
             self._loaded = (key, model)
         return self._loaded[1]
 

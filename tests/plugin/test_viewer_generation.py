@@ -17,7 +17,8 @@ from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.data.batches import baseline_of
-from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.errors import ConfigError, LsplatError, SceneDataError
+from lsplat_ns.plugin import scene_generation
 from lsplat_ns.plugin.active_scene import context_baseline
 from lsplat_ns.plugin.generated_layers import read_layer, read_layers
 from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
@@ -136,6 +137,17 @@ def test_views_have_the_size_that_the_generator_was_trained_at_and_its_config_is
     with pytest.raises(ConfigError, match="no image size"):
         generation_task(scene, poses, run)
     assert not evil.exists()
+
+
+def test_a_generator_that_does_not_fit_beside_the_scene_is_said_so(
+    mvldm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(scene_generation, "load_mvldm", out_of_memory)
+    with pytest.raises(LsplatError, match="too small for MV-LDM"):
+        scene_generation.Generator().load(mvldm, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
