@@ -7,6 +7,8 @@ from torch import Tensor
 
 EPSILON = 1e-8
 """Keeps a quaternion of length zero finite. Part of the numbers that the released checkpoints were trained with."""
+DECOMPOSED_AT_ONCE = 1 << 14
+"""Covariances per call of the eigenvalue solver: cuSOLVER's batched one refuses more than some 32,000."""
 
 
 def unit_quaternions(quaternions: Tensor) -> Tensor:
@@ -70,11 +72,18 @@ def scales_and_quaternions(covariances: Tensor) -> tuple[Tensor, Tensor]:
     """
     # Dividing by the size first keeps tiny Gaussians clear of the solver's absolute tolerances.
     size = covariances.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(torch.finfo(covariances.dtype).tiny)
-    values, axes = torch.linalg.eigh(covariances / size[..., None, None])
+    values, axes = _eigen(covariances / size[..., None, None])
     scales = (values.clamp_min(0) * size[..., None]).sqrt()
     handed = torch.where(torch.linalg.det(axes) < 0, -1.0, 1.0).to(axes)
     axes = torch.cat([axes[..., :2], axes[..., 2:] * handed[..., None, None]], dim=-1)
     return scales, quaternions_from_rotation(axes)
+
+
+def _eigen(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [..., 3], ascending, and eigenvectors [..., 3, 3] (columns) of symmetric matrices [..., 3, 3]."""
+    parts = [torch.linalg.eigh(part) for part in matrices.reshape(-1, 3, 3).split(DECOMPOSED_AT_ONCE)]
+    values, axes = (torch.cat(found) for found in zip(*parts, strict=True))
+    return values.view(matrices.shape[:-1]), axes.view(matrices.shape)
 
 
 def quaternions_from_rotation(rotation: Tensor) -> Tensor:

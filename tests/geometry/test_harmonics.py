@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from lsplat_ns.errors import ShapeMismatch
+from lsplat_ns.geometry import covariance
 from lsplat_ns.geometry.covariance import (
     covariances_from_scales,
     quaternions_from_rotation,
@@ -160,6 +161,25 @@ def test_scales_and_quaternions_rebuild_the_covariance():
     rebuilt = covariances_from_scales(actual, quaternions_wxyz[:, [1, 2, 3, 0]])
     error = (rebuilt - covariances).abs().amax((1, 2)) / covariances.abs().amax((1, 2))
     assert error.max() < 1e-7
+
+
+def test_parts_of_many_covariances_are_decomposed_as_the_whole(monkeypatch: pytest.MonkeyPatch):
+    covariances = covariances_from_scales(torch.rand(2, 5, 3) + 0.1, torch.randn(2, 5, 4))
+    whole = scales_and_quaternions(covariances)
+    monkeypatch.setattr(covariance, "DECOMPOSED_AT_ONCE", 3)
+    for part, one in zip(scales_and_quaternions(covariances), whole, strict=True):
+        assert torch.equal(part, one)
+    scales, quaternions = scales_and_quaternions(torch.zeros(0, 3, 3))
+    assert scales.shape == (0, 3) and quaternions.shape == (0, 4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_many_covariances_as_a_scene_has_are_decomposed():
+    count = 400_000
+    covariances = covariances_from_scales(torch.rand(count, 3) + 0.1, torch.randn(count, 4)).cuda()
+    scales, quaternions_wxyz = scales_and_quaternions(covariances)
+    rebuilt = covariances_from_scales(scales, quaternions_wxyz[:, [1, 2, 3, 0]])
+    torch.testing.assert_close(rebuilt, covariances, atol=1e-4, rtol=1e-3)
 
 
 def test_flat_and_round_gaussians_have_finite_quaternions():
