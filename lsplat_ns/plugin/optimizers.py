@@ -146,6 +146,8 @@ class GuardedOptimizers(Optimizers):
 
     def optimizer_scaler_step_some(self, grad_scaler: GradScaler, param_groups: List[str]) -> None:
         """Clip the gradients of some groups and step their optimizers; all of them or, if any is not finite, none."""
+        if not param_groups:  # gradients are being accumulated: no step is taken, and none is skipped
+            return
         for group in param_groups:
             gradients = [p.grad for p in self.parameters[group] if p.grad is not None]
             if gradients and self._accumulated[group] > 1:

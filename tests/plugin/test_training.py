@@ -26,6 +26,7 @@ from lsplat_ns.losses.objective import step_losses
 from lsplat_ns.plugin import datamanager, optimizers
 from lsplat_ns.plugin import trainer as module
 from lsplat_ns.plugin.model import LatentSplatModelConfig
+from lsplat_ns.plugin.optimizers import AdamWConfig, GuardedOptimizers
 from lsplat_ns.plugin.recipes import tiny_trainer
 from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, newest_whole_checkpoint
 
@@ -239,6 +240,16 @@ def test_training_that_only_skips_gives_up_with_one_line(
     iterate(poisoned, 6)
     with pytest.raises(LsplatError, match="3 steps in a row had to be skipped, at step 7"):
         iterate(poisoned, 7)
+
+
+def test_steps_that_only_accumulate_gradients_do_not_hide_skipped_ones() -> None:
+    weight, scaler = nn.Parameter(torch.ones(2)), torch.amp.GradScaler("cpu", enabled=False)
+    guarded = GuardedOptimizers({"a": {"optimizer": AdamWConfig(), "scheduler": None}}, {"a": [weight]}, {"a": 2})
+    for _ in range(2):
+        weight.grad = torch.full((2,), float("nan"))
+        guarded.optimizer_scaler_step_some(scaler, [])
+        guarded.optimizer_scaler_step_some(scaler, ["a"])
+    assert guarded.skipped_steps == guarded.skipped_in_a_row == 2 and bool((weight == 1).all())
 
 
 # ------------------------------------------------------------------------------------ being stopped, and resuming
