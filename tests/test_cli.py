@@ -72,7 +72,7 @@ def test_readme_lists_every_method_and_dataparser() -> None:
 def test_doctor_says_that_the_demo_can_run(tmp_path: Path) -> None:
     outcome = call("lsplat", "doctor", cwd=tmp_path)
     assert outcome.code == 0, outcome.output
-    for word in ("torch", "nerfstudio", "gsplat kernels", "ffmpeg", "libusb", "LPIPS weights", "Ready"):
+    for word in ("torch", "nerfstudio", "gsplat kernels", "ffmpeg", "libusb", "demo weights", "LPIPS weights", "Ready"):
         assert word in outcome.output, word
 
 
@@ -81,6 +81,15 @@ def test_doctor_exits_1_when_something_needed_is_missing() -> None:
 
     assert report([Finding("torch", "missing", "not installed; pip install torch")]) == 1
     assert report([Finding("libusb", "note", "absent")]) == 0
+
+
+def test_doctor_misses_the_weights_that_the_demo_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsplat_ns.checkpoints import demo_weights
+    from lsplat_ns.plugin.doctor import _demo_weights
+
+    assert [finding.state for finding in _demo_weights()] == ["ok"]
+    monkeypatch.setattr(demo_weights, "FOLDER", tmp_path)
+    assert [finding.state for finding in _demo_weights()] == ["missing"]
 
 
 @pytest.mark.parametrize(

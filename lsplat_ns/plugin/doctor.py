@@ -27,7 +27,7 @@ class Finding:
 def examine() -> list[Finding]:
     """Check everything; never raises."""
     findings = []
-    for check in (_python, _packages, _device, _gsplat, _registration, _ffmpeg, _libusb, _weights):
+    for check in (_python, _packages, _device, _gsplat, _registration, _ffmpeg, _libusb, _demo_weights, _weights):
         try:
             findings.extend(check())
         except Exception as error:  # a doctor that dies tells nothing
@@ -104,6 +104,16 @@ def _libusb() -> list[Finding]:
     if ctypes.util.find_library("usb-1.0"):
         return [Finding("libusb", "ok", "ns-export can import open3d")]
     return [Finding("libusb", "note", "absent; ns-export needs it for open3d: apt install libusb-1.0-0")]
+
+
+def _demo_weights() -> list[Finding]:
+    from lsplat_ns.checkpoints.demo_weights import demo_weights_path
+    from lsplat_ns.errors import MissingWeights
+
+    try:
+        return [Finding("demo weights", "ok", str(demo_weights_path("latentsplat-tiny")))]
+    except MissingWeights as error:
+        return [Finding("demo weights", "missing", str(error))]
 
 
 def _weights() -> list[Finding]:
