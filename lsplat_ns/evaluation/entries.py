@@ -19,6 +19,7 @@ from lsplat_ns.errors import SceneDataError
 from lsplat_ns.evaluation.protocol import Encode, Kind, frames_from_context, target_kinds
 from lsplat_ns.scene import SceneBatch
 
+CONTEXT_VIEWS = 2
 NO_ENTRY, NOT_IN_DATA = "the index has no entry for it", "not in the data"
 
 
@@ -107,6 +108,12 @@ class IndexedScenes:
 
     def load(self, entry: Entry) -> LoadedEntry:
         """Read an entry by the published rules. Raises SceneDataError where it cannot be used."""
+        context, target = entry.choice.context, entry.choice.target
+        if len(context) != CONTEXT_VIEWS or not target:
+            raise SceneDataError(
+                f"scene {entry.scene}: an entry of the index has {len(context)} context views and {len(target)} "
+                f"targets; the network takes {CONTEXT_VIEWS}, and at least one target is needed"
+            )
         video = self.read_scene(entry.scene)
         if video.largest_fov_degrees() > self.preparation.max_fov_degrees:
             raise SceneDataError(

@@ -93,7 +93,7 @@ def quality_by_distance(results: Sequence[EntryResult], metrics: Sequence[str]) 
     for one, metric in zip(axes, metrics, strict=True):
         for what, color in COLORS.items():
             values = np.array([v for result in results for v in _of(result, what, metric)], dtype=np.float64)
-            if not len(values):
+            if not np.isfinite(values).any():
                 continue
             rows = []
             for low, high in pairwise(edges):
@@ -175,7 +175,8 @@ def _upright(up: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def _of(result: EntryResult, what: str, metric: str) -> list[float]:
-    values = result.metrics.get(what, {}).get(metric, [])
+    """One number per target; NaN where it is undefined, or was not measured when this entry was evaluated."""
+    values = result.metrics.get(what, {}).get(metric, [None] * len(result.target))
     return [float("nan") if value is None else value for value in values]
 
 

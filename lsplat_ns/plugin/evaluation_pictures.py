@@ -60,7 +60,7 @@ class Illustrator:
         chosen = {names[i] for i in spread_out(len(names), scenes)}
         by_scene: dict[str, list[Entry]] = {name: [] for name in chosen}
         for entry in data.entries:
-            if entry.scene in chosen:
+            if entry.scene in chosen and entry.choice.target:
                 by_scene[entry.scene].append(entry)
         self._wanted = {entry.key: entry for entries in by_scene.values() for entry in entries[:ENTRIES_PER_SCENE]}
         self._network, self._root, self._videos, self._seed = network, root, videos, seed
