@@ -279,6 +279,34 @@ def test_layers_stay_with_other_photos_and_headless_tools_show_them_too(shown: S
     without_layers(quick, shown)
 
 
+def test_views_that_are_lifted_are_not_discarded_meanwhile_and_come_back_if_lifting_fails(
+    shown: Shown, quick: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, part = shown.pipeline.model, shown.pipeline.model.viewer_control.generate_part
+    show = shown.pipeline.show_scene
+
+    def fail(scene: object) -> None:
+        raise SceneDataError("no depth")
+
+    def show_and_discard(scene: object) -> None:
+        part._forget_proposal(delete=True)  # as a generation does that ends in this moment
+        show(scene)
+
+    generate(quick, shown)
+    monkeypatch.setattr(shown.pipeline, "show_scene", fail)
+    quick.click("Lift accepted views")
+    quick.wait(lambda: quick.said("no depth"), "what is wrong")
+    settle(quick, shown)
+    quick.wait(lambda: quick.visible("Lift accepted views"), "the views to come back")
+    monkeypatch.setattr(shown.pipeline, "show_scene", show_and_discard)
+    quick.click("Lift accepted views")
+    quick.wait(lambda: len(model.active_scene.layers) == 1, "a layer")
+    settle(quick, shown)
+    monkeypatch.undo()
+    assert (model.active_scene.layers[0].folder / "transforms.json").is_file()
+    without_layers(quick, shown)
+
+
 def test_another_scene_forgets_what_was_proposed_and_keeps_no_layer(shown: Shown, quick: Tab) -> None:
     model, part = shown.pipeline.model, shown.pipeline.model.viewer_control.generate_part
     lift(quick, shown)

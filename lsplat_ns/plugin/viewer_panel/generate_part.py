@@ -231,14 +231,21 @@ class GeneratePart:
     # -------------------------------------------------------------------------------------------------------- layers
 
     def _lift_accepted(self) -> None:
-        proposal = self._proposal
-        accepted = tuple(number for number, box in enumerate(self._proposed) if box.value)
         with self.panel.telling("Lifting generated views"):
-            if proposal is None or not accepted:
-                raise ConfigError("no generated view is accepted; generate some, or tick one")
-            layer = proposal.accept(accepted)
-            self._change_layers(lambda layers: (*layers, layer))
-            self._forget_proposal(delete=False)
+            with self._deciding:
+                proposal = self._proposal
+                accepted = tuple(number for number, box in enumerate(self._proposed) if box.value)
+                if proposal is None or not accepted:
+                    raise ConfigError("no generated view is accepted; generate some, or tick one")
+                self._forget_proposal(delete=False)  # now: what others discard meanwhile shall not be these
+            try:
+                layer = proposal.accept(accepted)
+                self._change_layers(lambda layers: (*layers, layer))
+            except Exception:
+                with self._deciding:
+                    if self._proposal is None:
+                        self._show_proposal(proposal)
+                raise
             self.panel.say(f"{len(accepted)} views lifted", "Look shows and tints them apart from the photos")
 
     def _switch_layer(self) -> None:
