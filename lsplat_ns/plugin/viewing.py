@@ -20,6 +20,8 @@ SECONDS_AT_REST = 0.25
 FAST_DECODING_MS = 30.0
 """A picture that is splatted and decoded in less is decoded while the camera moves, too."""
 HIGHEST_TEMPERATURE = 2.0
+EXPLAINED = (LsplatError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
+"""Errors whose message says all; of others the terminal shows where they come from."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,8 +30,9 @@ from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.checkpoints.exports import read_ply
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.recipes import tiny_trainer
-from lsplat_ns.plugin.viewer_panel import keep_part
+from lsplat_ns.plugin.viewer_panel import ViewerPanel, keep_part
 from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
 
 VIDEO_FRAMES, VIDEO_HEIGHT = 24, 128
@@ -88,6 +91,15 @@ def test_a_second_tab_is_in_the_same_scene(shown: Shown, tab: Tab) -> None:
     other.wait(lambda: other.value("Scene") == tab.value("Scene") == shown.pipeline.model.active_scene.name, "both")
     settle(tab, shown)
     other.close()
+
+
+def test_where_an_error_that_nobody_foresaw_comes_from_is_in_the_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    panel = ViewerPanel(None)
+    panel.viewer = SimpleNamespace(viser_server=SimpleNamespace(get_clients=dict))
+    for error, shown in ((ConfigError("choose another"), False), (ZeroDivisionError("division"), True)):
+        with panel.telling("Testing"):
+            raise error
+        assert any(record.levelno >= logging.ERROR and record.exc_info for record in caplog.records) == shown
 
 
 def test_a_scene_that_is_not_there_is_named_and_the_one_before_stays(shown: Shown, tab: Tab) -> None:

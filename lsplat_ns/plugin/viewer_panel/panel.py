@@ -33,7 +33,14 @@ from lsplat_ns.plugin.viewer_panel.keep_part import KeepPart
 from lsplat_ns.plugin.viewer_panel.look_part import LookPart
 from lsplat_ns.plugin.viewer_panel.scene_part import ScenePart
 from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
-from lsplat_ns.plugin.viewing import FAST_DECODING_MS, SECONDS_AT_REST, FramePacer, FrameTimes, plain_message
+from lsplat_ns.plugin.viewing import (
+    EXPLAINED,
+    FAST_DECODING_MS,
+    SECONDS_AT_REST,
+    FramePacer,
+    FrameTimes,
+    plain_message,
+)
 
 if TYPE_CHECKING:
     from nerfstudio.cameras.cameras import Cameras
@@ -298,7 +305,8 @@ class ViewerPanel(ViewerControl):
         except JobCancelled:
             self.say(f"{doing}: cancelled")
         except Exception as error:
-            logging.getLogger(__name__).debug("in the viewer", exc_info=error)
+            level = logging.DEBUG if isinstance(error, EXPLAINED) else logging.ERROR
+            logging.getLogger(__name__).log(level, "%s: not done", doing, exc_info=error)
             self.say(f"{doing}: not done", plain_message(error), failed=True)
         finally:
             for note in notes:
