@@ -83,7 +83,7 @@ def solve(predict_noise: Callable[[Tensor, Tensor], Tensor], start: Tensor, conf
     """Run a solver from pure noise, one step per value taken from the iterator.
 
     Coefficients stay on the CPU as numbers and noise levels are put on the device beforehand, so that no step waits for
-    a GPU.
+    a GPU; except those of UniPC, which diffusers computes there.
 
     Args:
         predict_noise: The noise in latents, of the latents and their noise level (int64 [], on their device).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -46,10 +47,10 @@ def run_generate(command: GenerateOptions, size: tuple[int, int] | None) -> None
         print(scores)
     if lifted is None:
         if not task.turns_on_the_spot:
-            print(f"Train on them with: ns-train splatfacto --data {folder.path}")
+            print(f"Train on them with: ns-train splatfacto --data {shlex.quote(str(folder.path))}")
         return
     config = lift_folder(command.lift, folder.path, lifted)
-    print(f"Open the scene with: ns-viewer --load-config {config}")
+    print(f"Open the scene with: ns-viewer --load-config {shlex.quote(str(config))}")
 
 
 def _check_lift(command: GenerateOptions, size: tuple[int, int]) -> Path:

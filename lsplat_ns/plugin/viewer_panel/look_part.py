@@ -84,6 +84,8 @@ class LookPart:
             prediction = panel.prediction()
             shown = panel.model.shown_gaussians(prediction)
             self._splats.show(shown, prediction.scene.network_from_nerfstudio.inverse())
+            if not self.drawn_by_browser:  # they are no longer wanted
+                self._splats.hide()
 
     def _compare_with(self, seed: int) -> None:
         try:
