@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -120,6 +122,10 @@ class CapturedCall:
 
     def __init__(self, function: Callable[[T], T], inputs: T) -> None:
         self._inputs = map_tensors(inputs, torch.clone)
+        with uninterrupted():
+            self._capture(function)
+
+    def _capture(self, function: Callable[[T], T]) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -136,6 +142,20 @@ class CapturedCall:
             static.copy_(given)
         self._graph.replay()
         return map_tensors(self._output, torch.clone)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Suspend a thread's trace function, by which nerfstudio's viewer ends a picture between any two lines.
+
+    Ended between the beginning of a capture and the block that ends it, the thread would go on capturing for ever.
+    """
+    trace = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(trace)
 
 
 def _tensors(value: object) -> list[Tensor]:

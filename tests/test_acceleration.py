@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -73,6 +75,26 @@ def test_a_decoder_keeps_few_graphs_the_latest_ones(monkeypatch: pytest.MonkeyPa
         decoder(None, torch.zeros(1, 1, 4, 8, width))
         assert len(decoder._calls) <= acceleration.MOST_DECODED_SHAPES
     assert captured == [first, *others, 100, others[0]]
+
+
+def test_a_viewer_does_not_interrupt_a_capture():
+    def interrupt(frame, event, argument):
+        if event == "line" and frame.f_code is work.__code__:
+            raise InterruptedError
+        return interrupt
+
+    def work():
+        return "done"
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)  # as nerfstudio's viewer does
+    try:
+        with acceleration.uninterrupted():
+            assert work() == "done"
+        with pytest.raises(InterruptedError):
+            work()
+    finally:
+        sys.settrace(before)
 
 
 @pytest.fixture
