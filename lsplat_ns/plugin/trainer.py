@@ -18,8 +18,9 @@ import torch
 import torch.distributed
 from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 
-from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
@@ -175,6 +176,7 @@ class LatentSplatTrainer(Trainer):
             torch.cuda.set_device(self.device)  # else every rank keeps a share of the first GPU's memory as well
         self._times: deque[tuple[float, float]] = deque(maxlen=STEPS_TIMED)  # of each step: waiting, all
         self._said_waiting = False
+        self._said_unreadable: set[str] = set()
 
     def setup(self, test_mode: str = "val") -> None:
         """Build everything; user errors end the program with one line."""
@@ -249,6 +251,16 @@ class LatentSplatTrainer(Trainer):
             self._times.append((self.pipeline.datamanager.seconds_waited - waited, time.perf_counter() - started))
             metrics["data/waiting"] = self._waiting_share()
         return loss, losses, metrics
+
+    def eval_iteration(self, step: int) -> None:
+        """Evaluate held-out views. Ones that cannot be read are said, once; training goes on."""
+        try:
+            super().eval_iteration(step)
+        except SceneDataError as error:
+            self.pipeline.train()
+            if str(error) not in self._said_unreadable and self.local_rank == 0:
+                CONSOLE.print(f"[yellow]Held-out views cannot be evaluated: {escape(str(error))}")
+            self._said_unreadable.add(str(error))
 
     def _waiting_share(self) -> float:
         """Share of the latest steps' time spent waiting for data; says it once where it is long."""

@@ -20,7 +20,7 @@ import torch
 from conftest import BIN, Run, call
 from torch import Tensor, nn
 
-from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import step_losses
 from lsplat_ns.plugin import datamanager, optimizers
@@ -198,6 +198,23 @@ def test_the_share_of_time_spent_waiting_for_data_is_logged_and_said_once_where_
     assert shares == pytest.approx([1 / 4, 1 / 4, 1 / 7, 0])
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("Training waits for data 25% of its time") == said.count("waits for data") == 1
+
+
+def test_a_held_out_view_that_cannot_be_read_is_said_once_and_training_goes_on(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    trainer = trainer_of(config_of(rooms, tmp_path))
+
+    def broken(frame: int) -> Tensor:
+        raise SceneDataError(f"scene [/x]: frame {frame} does not decode")
+
+    scene = trainer.pipeline.datamanager.scene
+    video = replace(scene.video, read_image=broken, read_picture=broken)
+    trainer.pipeline.datamanager.scene = replace(scene, video=video)
+    for step in (250, 500):
+        trainer.eval_iteration(step)
+    assert trainer.pipeline.model.training
+    assert capsys.readouterr().out.count("does not decode") == 1
 
 
 # ---------------------------------------------------------------------------------- gradients that are not finite
