@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see lsplat_ns.cli; before torch is imported
@@ -112,3 +112,22 @@ def trained(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     )  # fmt: skip
     assert outcome.code == 0, outcome.output
     return Run(cwd, cwd / "outputs" / "rooms" / "latentsplat-tiny" / "first", outcome.output)
+
+
+@pytest.fixture(scope="session")
+def unseen_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two of the scenes that the shipped weights are measured on, as test scenes."""
+    from lsplat_ns.data.demo_scenes import make_scenes
+    from lsplat_ns.plugin.demo_recipes import HELD_OUT_SCENES
+
+    folder = tmp_path_factory.mktemp("data") / "unseen"
+    return make_scenes(replace(HELD_OUT_SCENES, output=folder, scenes=3, test_scenes=2))
+
+
+@pytest.fixture(scope="session")
+def shipped(unseen_rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that ``lsplat demo`` shows."""
+    from lsplat_ns.plugin.demo import prediction_run
+
+    cwd = tmp_path_factory.mktemp("shipped")
+    return Run(cwd, prediction_run(cwd / "run", unseen_rooms).parent, "")

@@ -22,7 +22,7 @@ from lsplat_ns.data.video import write_video
 from lsplat_ns.errors import ConfigError, MissingWeights
 from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, demo_trainer
 from lsplat_ns.plugin.runs import PROVENANCE, RunFolderConfig, write_run
-from lsplat_ns.plugin.taking_away import fly_through_cameras
+from lsplat_ns.plugin.taking_away import bytes_of, fly_through_cameras
 from lsplat_ns.plugin.train_demo import scenes_in
 from lsplat_ns.plugin.trainer import is_port_free
 
@@ -151,7 +151,7 @@ def render_fly_through(run: Path, video: Path, scene: str | None = None) -> None
     """
     pipeline = _opened(run, scene)
     cameras = fly_through_cameras(pipeline.datamanager.train_dataset.cameras, VIDEO_FRAMES, VIDEO_SIDE)
-    frames = (_bytes(_view(pipeline, cameras[i : i + 1])["rgb"]) for i in track(range(len(cameras)), "Rendering"))
+    frames = (bytes_of(_view(pipeline, cameras[i : i + 1])["rgb"]) for i in track(range(len(cameras)), "Rendering"))
     written = write_video(video, frames)
     CONSOLE.print(f"Wrote {video}: {written} frames of scene {pipeline.datamanager.scene.name}")
 
@@ -171,12 +171,12 @@ def draw_strip(run: Path, file: Path, scene: str | None = None) -> None:
     context = pipeline.datamanager.train_dataset.cameras
     views = fly_through_cameras(context, STRIP_STEPS, VIDEO_SIDE)
     seen = _view(pipeline, views[STRIP_STEPS // 4 : STRIP_STEPS // 4 + 1])  # out and back: a quarter is the middle
-    photos = [_bytes(image.permute(1, 2, 0)) for image in pipeline.datamanager.scene.context.image[0]]
+    photos = [bytes_of(image.permute(1, 2, 0)) for image in pipeline.datamanager.scene.context.image[0]]
     depth, uncertainty = (seen[name][..., 0].cpu().numpy() for name in ("depth", "uncertainty"))
     pictures = {
         "photo 1": photos[0],
         "photo 2": photos[-1],
-        "novel view": _bytes(seen["rgb"]),
+        "novel view": bytes_of(seen["rgb"]),
         "depth": depth_picture(depth, np.log(np.quantile(depth, (0.02, 0.98)).clip(1e-6))),
         "uncertainty (dark: unsure)": uncertainty_picture(uncertainty, np.quantile(uncertainty, (0.02, 0.98))),
     }
@@ -195,7 +195,3 @@ def _opened(run: Path, scene: str | None) -> LatentSplatPipeline:
 
 def _view(pipeline: LatentSplatPipeline, camera: NerfstudioCameras) -> dict[str, torch.Tensor]:
     return pipeline.model.get_outputs_for_camera(camera)
-
-
-def _bytes(image: torch.Tensor) -> np.ndarray:
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()

@@ -19,8 +19,8 @@ from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
 System = Literal["latentsplat", "mvldm"]
 METHODS: Dict[System, str] = {"latentsplat": "latentsplat-tiny", "mvldm": "mvldm-tiny"}
 """The method of each demo model."""
-STEPS: Dict[System, int] = {"latentsplat": 7_500, "mvldm": 6_000}
-"""Training steps of the models that are shipped."""
+STEPS: Dict[System, int] = {"latentsplat": 7_500, "mvldm": 12_000}
+"""Training steps that are done by default."""
 SIDE = 128
 """Sides of their images in pixels."""
 
@@ -34,7 +34,7 @@ SHOWN_SCENES = replace(HELD_OUT_SCENES, scenes=6, test_scenes=5)
 
 # Shares of the training. The splatted colour comes first, as in the published schedule: the decoder sees it.
 DECODER_STARTS, DISCRIMINATOR_STARTS = 0.3, 0.85
-AUTOENCODER_SHARE = 0.35
+AUTOENCODER_SHARE = 0.2
 
 
 def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
@@ -75,7 +75,7 @@ def demo_mvldm_trainer(steps: int) -> MvldmTrainerConfig:
     model.training = TrainingConfig(relative_poses=1.0, drop_context=0.1)
     model.autoencoder_steps = int(AUTOENCODER_SHARE * steps)
     model.ema_decay = 0.999
-    model.training_precision = "float32"
+    model.training_precision = "bfloat16"
     config.optimizers["autoencoder"]["scheduler"] = LinearWarmupConfig(
         warm_up_steps=100, decay_steps=model.autoencoder_steps
     )

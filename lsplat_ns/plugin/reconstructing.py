@@ -60,10 +60,10 @@ def reconstruct(
     image_size = StoredRun.open(run).config.pipeline.datamanager.preparation.image_size
     pictures = tuple(check_size(read_photo(path, fov_degrees), image_size) for path in photos)
     posed = pose_photos(pictures)
-    say(posed.report)
     with tempfile.TemporaryDirectory(prefix="lsplat-reconstruct-") as folder:
         capture = Path(folder) / "capture"
         write_capture(posed, capture)
+        say(posed.report)  # in here: whom it tells to stop presses Ctrl-C now, and nothing may be half begun
         context, views = (0, 1) if len(posed.photos) == 2 else None, min(len(posed.photos), MOST_VIEWS)
         return encode_capture(run, capture, output, context=context, num_context_views=views, include_capture=True)
 

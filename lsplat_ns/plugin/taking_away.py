@@ -39,11 +39,12 @@ def file_name(scene: str) -> str:
 def png_bytes(rgb: Tensor) -> bytes:
     """A picture [height, width, 3] in [0, 1] as a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(_bytes_of(rgb)).save(buffer, "PNG")
+    Image.fromarray(bytes_of(rgb)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _bytes_of(rgb: Tensor) -> np.ndarray:
+def bytes_of(rgb: Tensor) -> np.ndarray:
+    """Colours [...] in [0, 1] as uint8, on the CPU."""
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
@@ -121,7 +122,7 @@ def render_video(
             progress.report(number, total)
             with lock, model.evaluating():
                 rgb = model.view(prediction, cameras[number : number + 1])["rgb"]
-            yield _bytes_of(rgb)
+            yield bytes_of(rgb)
         progress.report(total, total)
 
     write_video(file, frames(), frames_per_second)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Run
 from safetensors.torch import load_file, save_file
 
 from lsplat_ns.checkpoints import demo_weights
-from lsplat_ns.data.demo_scenes import make_scenes
 from lsplat_ns.errors import CheckpointMismatch, LsplatError, MissingWeights
 from lsplat_ns.plugin import train_demo as training
 from lsplat_ns.plugin.demo import draw_strip, generator_run, prediction_run
@@ -26,16 +26,9 @@ TOLERANCE_DB = 0.1
 """Kernels of other processors round differently."""
 
 
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first two of the held-out scenes."""
-    folder = tmp_path_factory.mktemp("demo") / "held-out"
-    return make_scenes(replace(HELD_OUT_SCENES, output=folder, scenes=3, test_scenes=2))
-
-
-@pytest.fixture(scope="module")
-def run(held_out: Path) -> Path:
-    return prediction_run(held_out.parent / "run", held_out).parent
+@pytest.fixture
+def run(shipped: Run) -> Path:
+    return shipped.folder
 
 
 def test_shown_and_measured_scenes_were_never_trained_on() -> None:
@@ -52,21 +45,21 @@ def test_shipped_weights_are_small_and_tell_where_they_come_from() -> None:
     assert {"device", "seed", "data_seed", "training_scenes", "steps_done"} <= provenance.keys()
 
 
-def test_the_demo_s_run_holds_the_shipped_weights_and_is_made_once(run: Path, held_out: Path) -> None:
+def test_the_demo_s_run_holds_the_shipped_weights_and_is_made_once(run: Path, unseen_rooms: Path) -> None:
     stored = StoredRun.open(run)
     weights, provenance = demo_weights.read_demo_weights(WEIGHTS)
     assert stored.steps_done == provenance["steps_done"] == SCORES["steps"]
     for key, value in weights.items():
         assert torch.equal(stored.pipeline_state[f"_model.network.{key}"], value), key
     before = (run / "config.yml").stat()
-    assert prediction_run(run, held_out) == run / "config.yml"
+    assert prediction_run(run, unseen_rooms) == run / "config.yml"
     assert (run / "config.yml").stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_a_folder_of_other_weights_is_kept_aside(tmp_path: Path, held_out: Path) -> None:
+def test_a_folder_of_other_weights_is_kept_aside(tmp_path: Path, unseen_rooms: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "mine.txt").write_text("precious")
-    prediction_run(tmp_path / "run", held_out)
+    prediction_run(tmp_path / "run", unseen_rooms)
     assert (tmp_path / "run.old-0" / "mine.txt").read_text() == "precious"
 
 
@@ -105,18 +98,20 @@ def test_the_strip_shows_photos_view_depth_and_uncertainty(run: Path, tmp_path: 
         assert abs(shipped.width - strip.width) <= 1
 
 
-def test_damaged_weights_are_named_in_one_line(tmp_path: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_weights_are_named_in_one_line(
+    tmp_path: Path, unseen_rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo_weights, "FOLDER", tmp_path)
     with pytest.raises(MissingWeights, match="ships no latentsplat-tiny"):
-        prediction_run(tmp_path / "run", held_out)
+        prediction_run(tmp_path / "run", unseen_rooms)
     damaged = tmp_path / WEIGHTS.name
     damaged.write_bytes(WEIGHTS.read_bytes()[:100_000])
     with pytest.raises(CheckpointMismatch, match=str(damaged)) as caught:
-        prediction_run(tmp_path / "run", held_out)
+        prediction_run(tmp_path / "run", unseen_rooms)
     assert len(str(caught.value).splitlines()) == 1
     save_file({"a": torch.zeros(1)}, damaged)
     with pytest.raises(CheckpointMismatch, match="no provenance"):
-        prediction_run(tmp_path / "run", held_out)
+        prediction_run(tmp_path / "run", unseen_rooms)
     assert not (tmp_path / "run").exists()
 
 

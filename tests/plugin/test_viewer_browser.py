@@ -17,7 +17,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import yaml
 from browser_tour import Film, Visit
 from conftest import BIN, Run
 from PIL import Image
@@ -82,6 +81,17 @@ def wait_for(page, condition, seconds: float = 60) -> np.ndarray:
     raise AssertionError("the picture did not come to what was expected")
 
 
+def picture_at_rest(page, seconds: float = 60) -> np.ndarray:
+    """The picture once it stays the same for two seconds, as it has to where no camera moves."""
+    shots = [picture(page)]
+
+    def stays(shot: np.ndarray) -> bool:
+        shots.append(shot)
+        return len(shots) > 4 and all(np.abs(other - shot).mean() < 0.2 for other in shots[-5:])
+
+    return wait_for(page, stays, seconds)
+
+
 def wait_until(condition, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -96,17 +106,14 @@ def fields_of(page) -> list[str]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")
 def test_a_browser_shows_the_scene_follows_the_camera_and_switches_scenes(
-    trained: Run, rooms: Path, tmp_path: Path
+    shipped: Run, unseen_rooms: Path, tmp_path: Path
 ) -> None:
     from playwright.sync_api import sync_playwright
 
     keep = Path(os.environ.get("LSPLAT_KEEP_SCREENSHOTS", tmp_path))
     log = tmp_path / "viewer.log"
-    scenes = list(json.loads((rooms / "train" / "index.json").read_text()))
-    config = yaml.load(trained.config.read_text(), Loader=yaml.Loader)
-    config.pipeline.datamanager.dataparser.scene_split = "train"  # it holds more than one scene
-    (tmp_path / "config.yml").write_text(yaml.dump(config))
-    with viewer(trained, tmp_path / "config.yml", log) as port, sync_playwright() as playwright:
+    scenes = list(json.loads((unseen_rooms / "test" / "index.json").read_text()))
+    with viewer(shipped, shipped.config, log) as port, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 960, "height": 640})
         failures = []
@@ -115,18 +122,15 @@ def test_a_browser_shows_the_scene_follows_the_camera_and_switches_scenes(
         page.get_by_text("latentSplat").first.wait_for(timeout=60_000)
         # A scene is a picture with structure; the empty page is one flat colour.
         wait_for(page, lambda shot: shot.std() > 15)
-        time.sleep(3)
-        first, again = picture(page), picture(page)
-        assert np.abs(first - again).mean() < 0.2  # a camera at rest shows a picture at rest
+        first = picture_at_rest(page)
         page.screenshot(path=keep / "viewer_first.png")
         page.mouse.move(200, 360)
         page.mouse.down()
-        page.mouse.move(480, 420, steps=8)
+        page.mouse.move(240, 370, steps=8)
         page.mouse.up()
         wait_for(page, lambda shot: np.abs(shot - first).mean() > 2)
-        time.sleep(3)
+        rested = picture_at_rest(page)
         page.screenshot(path=keep / "viewer_moved.png")
-        rested = picture(page)
         assert rested.std() > 15  # still a scene
         assert np.abs(rested - first).mean() > 2  # seen from elsewhere
         # The next scene: name, picture and the file that headless tools follow change together.
@@ -136,7 +140,7 @@ def test_a_browser_shows_the_scene_follows_the_camera_and_switches_scenes(
         switched = wait_for(page, lambda shot: np.abs(shot - rested).mean() > 2)
         assert switched.std() > 15
         wait_until(lambda: following in fields_of(page))
-        assert json.loads((trained.folder / "active_scene.json").read_text())["scene"] == following
+        assert json.loads((shipped.folder / "active_scene.json").read_text())["scene"] == following
         page.screenshot(path=keep / "viewer_next.png")
         second = browser.new_page(viewport={"width": 960, "height": 640})  # another tab is inside the same scene
         second.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
@@ -161,8 +165,8 @@ class Toured:
 
 @pytest.fixture
 def toured(request: pytest.FixtureRequest, tmp_path: Path) -> Toured:
-    """The run of the session and an untrained MV-LDM; for a film of better pictures LSPLAT_TOUR_RUN names another
-    config.yml, in the outputs folder of where it was trained, and LSPLAT_TOUR_MVLDM another folder."""
+    """The shipped latentSplat and an untrained MV-LDM; for another film LSPLAT_TOUR_RUN names another config.yml, in
+    the outputs folder of where it was trained, and LSPLAT_TOUR_MVLDM another folder."""
     if (mvldm := os.environ.get("LSPLAT_TOUR_MVLDM")) is None:
         mvldm, note = write_untrained_mvldm(tmp_path / "mvldm"), " This one is untrained: it makes noise."
     else:
@@ -170,12 +174,8 @@ def toured(request: pytest.FixtureRequest, tmp_path: Path) -> Toured:
     if (config := os.environ.get("LSPLAT_TOUR_RUN")) is not None:
         config = Path(config).resolve()
         return Toured(Run(config.parents[4], config.parent, ""), config, mvldm, note)
-    run = request.getfixturevalue("trained")
-    settings = yaml.load(run.config.read_text(), Loader=yaml.Loader)
-    settings.pipeline.datamanager.dataparser.scene_split = "train"  # it holds more than one scene
-    config = tmp_path / "config.yml"
-    config.write_text(yaml.dump(settings))
-    return Toured(run, config, mvldm, note)
+    run = request.getfixturevalue("shipped")
+    return Toured(run, run.config, mvldm, note)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt install chromium)")

@@ -81,6 +81,8 @@ class DrawPart:
                 with self.panel.viewer.train_lock, model.evaluating():
                     prediction = model.predict(scene, Draw("sample", seed, temperature))
                     pictures.append(model.view(prediction, camera)["rgb"])
+            if model.active_scene is not scene:  # switched meanwhile; its own strip was forgotten then
+                return
             gap = torch.ones(DRAW_SIZE[0], 4, 3, device=model.device)
             strip = torch.cat([part for picture in pictures for part in (picture, gap)][:-1], dim=1)
             image = base64.b64encode(png_bytes(strip)).decode()
