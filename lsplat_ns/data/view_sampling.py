@@ -209,7 +209,7 @@ def read_evaluation_index(path: Path) -> dict[str, list[FrameChoice]]:
     A scene may also map to a single entry or to null, as in pixelSplat's files. Scenes without entry are left out.
 
     Raises:
-        SceneDataError: If the file is not such an index.
+        SceneDataError: If the file cannot be read, or is not such an index.
     """
     try:
         content = json.loads(path.read_text())
@@ -220,6 +220,8 @@ def read_evaluation_index(path: Path) -> dict[str, list[FrameChoice]]:
             if choices:
                 index[scene] = choices
         return index
+    except OSError as error:
+        raise SceneDataError(f"cannot read the evaluation index {path}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SceneDataError(
             f"{path} is not an evaluation index of scene -> context and target frames: {error}"

@@ -1,6 +1,6 @@
 """Dataparsers of datasets with many scenes. Light on purpose: nerfstudio imports them on every command."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Dict, List, Optional, Tuple, Type
@@ -10,6 +10,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 
 from lsplat_ns.data.batches import PreparationConfig
 from lsplat_ns.data.co3d import Co3dOptions, Co3dSplit
+from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.published_indices import find_evaluation_indices
 from lsplat_ns.data.re10k import Re10kSplit
@@ -205,3 +206,18 @@ class Co3dDataParser(SceneSetDataParser):
 def _say_once(note: str) -> None:
     """Print a note, the first time that a dataparser of this process has it."""
     CONSOLE.print(f"CO3D {note}", markup=False)
+
+
+def dataparser_for(data: Path, similar: DataParserConfig) -> DataParserConfig:
+    """The config that reads a dataset, by its layout; with the options of a similar one where that reads it as well.
+
+    Raises:
+        SceneDataError: If the folder is no dataset.
+    """
+    layout = layout_of(data)
+    if layout == "capture":
+        from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+
+        return NerfstudioDataParserConfig(data=data)
+    kind = Co3dDataParserConfig if layout == "co3d" else Re10kDataParserConfig
+    return replace(similar, data=data) if isinstance(similar, kind) else kind(data=data)

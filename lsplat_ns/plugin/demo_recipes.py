@@ -88,7 +88,6 @@ def _for_a_gpu(config: LatentSplatTrainerConfig, steps: int) -> None:
     config.steps_per_save = 1000
     config.steps_per_eval_batch = config.steps_per_eval_image = 0
     config.vis = "tensorboard"
-    config.mixed_precision = False
     config.logging.local_writer.enable = False
     config.viewer.quit_on_train_completion = True
     datamanager = config.pipeline.datamanager

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.entries import EvaluationData
 from lsplat_ns.evaluation.evaluate import Evaluation, EvaluationOutcome, evaluate_entries, finish
@@ -22,7 +21,7 @@ from lsplat_ns.evaluation.results import ALL, EntryResult, EvaluationFolder
 from lsplat_ns.geometry.validation_trajectories import Trajectory
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.plugin.captures import active_scene_from_dataparser
-from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig, SceneSetDataParser
+from lsplat_ns.plugin.dataparsers import SceneSetDataParser, dataparser_for
 from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.evaluation_pictures import Illustrator
 from lsplat_ns.plugin.predictor import load_network
@@ -110,14 +109,7 @@ def _dataparser_config(stored: StoredRun, data: Optional[Path]) -> DataParserCon
     config = datamanager.dataparser
     if data is None:
         return replace(config, data=Path(datamanager.data or config.data))
-    data = data.expanduser()
-    layout = layout_of(data)
-    if layout == "capture":
-        from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-
-        return NerfstudioDataParserConfig(data=data)
-    kind = Co3dDataParserConfig if layout == "co3d" else Re10kDataParserConfig
-    return replace(config, data=data) if isinstance(config, kind) else kind(data=data)
+    return dataparser_for(data.expanduser(), config)
 
 
 def _open_data(

@@ -16,10 +16,9 @@ from lsplat_ns.checkpoints.mvldm_runs import write_mvldm
 from lsplat_ns.checkpoints.mvldm_upstream import is_mvldm, read_upstream_diffusion
 from lsplat_ns.checkpoints.state_dicts import LISTED
 from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint, sha256
-from lsplat_ns.data.layouts import layout_of
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
 from lsplat_ns.mvldm import MultiViewDiffusionConfig
-from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig
+from lsplat_ns.plugin.dataparsers import dataparser_for
 from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.runs import RunFolderConfig, free_folder, write_run
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
@@ -188,18 +187,7 @@ def _run_config(folder: Path, name: str, architecture: Architecture, data: Optio
         model.schedule = replace(model.schedule, adversarial=replace(model.schedule.adversarial, loss="none"))
     datamanager = config.pipeline.datamanager
     if data is not None:
-        datamanager.dataparser = _dataparser(data.expanduser().resolve(), datamanager.dataparser)
+        datamanager.dataparser = dataparser_for(data.expanduser().resolve(), datamanager.dataparser)
     config.data = datamanager.data = datamanager.dataparser.data.absolute()
     datamanager.dataparser.data = config.data
     return config
-
-
-def _dataparser(data: Path, of_method):
-    """The dataparser config for a dataset: the method's, with its options, where that reads this kind of data."""
-    layout = layout_of(data)
-    if layout == "capture":
-        from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
-
-        return NerfstudioDataParserConfig(data=data)
-    kind = Co3dDataParserConfig if layout == "co3d" else Re10kDataParserConfig
-    return replace(of_method, data=data) if isinstance(of_method, kind) else kind(data=data)

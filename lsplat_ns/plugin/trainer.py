@@ -61,7 +61,8 @@ def _names_a_host(words: Sequence[str]) -> bool:
 
 def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a run's checkpoint folder, sorted."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.ckpt"))
+    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.ckpt"))
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def newest_whole_checkpoint(folder: Path) -> int:
@@ -136,6 +137,11 @@ class LatentSplatTrainerConfig(TrainerConfig):
             return super().setup(**kwargs)
 
     def _check(self) -> None:
+        if self.mixed_precision:
+            raise ConfigError(
+                "mixed-precision computes geometry in float16, too; leave it off, and take "
+                "--pipeline.model.training-precision bfloat16"
+            )
         datamanager = self.pipeline.datamanager
         if datamanager.data is not None:
             datamanager.dataparser.data = Path(datamanager.data)

@@ -140,3 +140,8 @@ def test_a_broken_index_is_named_in_one_line(tmp_path: Path, content: str) -> No
     with pytest.raises(SceneDataError) as caught:
         read_evaluation_index(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_index_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SceneDataError, match=r"cannot read the evaluation index .*absent.json: No such file"):
+        read_evaluation_index(tmp_path / "absent.json")

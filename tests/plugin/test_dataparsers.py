@@ -13,8 +13,7 @@ from conftest import call
 from lsplat_ns.data.batches import PreparationConfig
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.plugin import dataparsers as module
-from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig
-from lsplat_ns.plugin.importing import _dataparser
+from lsplat_ns.plugin.dataparsers import Co3dDataParserConfig, Re10kDataParserConfig, dataparser_for
 from lsplat_ns.plugin.recipes import co3d_trainer
 
 SMALL = PreparationConfig(image_size=(32, 32), baseline_to_one=False)
@@ -82,9 +81,9 @@ def test_a_derived_split_is_said_to_be_one_once(root: Path, monkeypatch: pytest.
 
 def test_imported_runs_look_at_co3d_through_the_options_of_their_method(root: Path, rooms: Path) -> None:
     hydrants = co3d_trainer("any").pipeline.datamanager.dataparser
-    assert _dataparser(root, hydrants) == Co3dDataParserConfig(data=root, category=("hydrant",))
-    assert _dataparser(root, Re10kDataParserConfig()) == Co3dDataParserConfig(data=root)
-    assert _dataparser(rooms, hydrants) == Re10kDataParserConfig(data=rooms)
+    assert dataparser_for(root, hydrants) == Co3dDataParserConfig(data=root, category=("hydrant",))
+    assert dataparser_for(root, Re10kDataParserConfig()) == Co3dDataParserConfig(data=root)
+    assert dataparser_for(rooms, hydrants) == Re10kDataParserConfig(data=rooms)
 
 
 @pytest.mark.slow

@@ -28,7 +28,12 @@ from lsplat_ns.plugin import trainer as module
 from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import AdamWConfig, GuardedOptimizers
 from lsplat_ns.plugin.recipes import tiny_trainer
-from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, newest_whole_checkpoint
+from lsplat_ns.plugin.trainer import (
+    LatentSplatTrainer,
+    LatentSplatTrainerConfig,
+    checkpoint_steps,
+    newest_whole_checkpoint,
+)
 
 ALL_LOSSES = LossSchedule(
     gaussian=(LossTerm("kl", 0.01),),
@@ -158,6 +163,20 @@ def test_frozen_parts_keep_weights_and_statistics_and_the_others_learn(rooms: Pa
 def test_freezing_all_that_could_learn_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing is left to train"):
         LatentSplatModelConfig(frozen=("encoder", "autoencoder"))
+
+
+def test_nerfstudios_mixed_precision_is_refused_with_what_to_take_instead(rooms: Path, tmp_path: Path) -> None:
+    config = config_of(rooms, tmp_path)
+    config.mixed_precision = True
+    with pytest.raises(SystemExit, match=r"take --pipeline\.model\.training-precision bfloat16"):
+        config.save_config()
+    assert not list(tmp_path.rglob("config.yml"))
+
+
+def test_a_foreign_file_among_checkpoints_is_none(tmp_path: Path) -> None:
+    for name in ("step-000000004.ckpt", "step-best.ckpt", "step-000000012.ckpt"):
+        (tmp_path / name).touch()
+    assert checkpoint_steps(tmp_path) == [4, 12]
 
 
 def test_every_parameter_groups_rate_is_logged(rooms: Path, tmp_path: Path) -> None:
