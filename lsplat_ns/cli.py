@@ -10,6 +10,7 @@ import tyro
 
 from lsplat_ns.data.evaluation_rule import EvaluationIndexConfig
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.interrupts import note_interrupts
 from lsplat_ns.plugin.generate_options import GenerateOptions
 from lsplat_ns.plugin.measuring_commands import Bench, BenchGeneration, BenchTraining, Compare, Evaluate
 
@@ -366,6 +367,7 @@ def main() -> None:
     # busy (a browser will do), every step on the CPU then takes twenty times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        note_interrupts()
         command = tyro.cli(Command, prog="lsplat", description="latentSplat and MV-LDM for nerfstudio.")
         code = command.run()
     except LsplatError as error:

@@ -75,6 +75,9 @@ def rank_main(rank: int, data: Path, folder: Path) -> None:
     iterate(resumed, *range(resumed._start_step, LAST + 1))
     assert all(same(state, uninterrupted) for state in states(resumed))
     say(rank, "a resumed run is the uninterrupted one")
+    # Before the interpreter ends: a group that goes with it may end the process by force, its threads still running.
+    comms.LOCAL_PROCESS_GROUP = None
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -139,6 +139,9 @@ def rank_main(rank: int, data: Path, folder: Path) -> None:
 
     stop_together(trainer, rank)
     say(rank, "stopped after the same step")
+    # Before the interpreter ends: a group that goes with it may end the process by force, its threads still running.
+    comms.LOCAL_PROCESS_GROUP = None
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
 from torch import Tensor
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
+from lsplat_ns.interrupts import raise_if_interrupted
 from lsplat_ns.plugin.model import LatentSplatModelConfig
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps, newest_whole_checkpoint
 
@@ -75,6 +76,7 @@ def write_run(
     Raises:
         LsplatError: If the disk is full or the folder cannot be written.
     """
+    raise_if_interrupted()
     folder = config.run_folder
     step = max(steps_done - 1, 0)  # nerfstudio names a checkpoint after the last step that was done
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")

@@ -543,7 +543,9 @@ def test_one_camera_gives_one_picture_in_the_viewer_in_its_videos_and_in_ns_rend
     height, width = 64, 96
     monkeypatch.setattr(shown.viewer.config, "image_format", "png")
     model, name = shown.pipeline.model, shown.pipeline.model.active_scene.name
-    tab.set("Show", "mode")  # as the run's config says
+    for mode in ("sample", "mode"):  # as the run's config says; the second is a change, whatever was shown before
+        tab.set("Show", mode)
+        settle(tab, shown)
     tab.wait(lambda: model.draw.mode == "mode", "the mode")
     settle(tab, shown)
     tab.set("Max res", width)

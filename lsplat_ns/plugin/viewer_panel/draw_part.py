@@ -63,8 +63,10 @@ class DrawPart:
             # Read here and not where it was clicked: clicks arrive on many threads, and the last values count.
             model.show_draw(self._mode.value, int(self._seed.value), float(self._temperature.value))
             model.prediction()
-        if self._seed.value != model.draw.seed:
-            correct(self._seed, model.draw.seed)
+        draw = model.draw  # also where the wished one could not be drawn: the fields tell what is shown
+        for field, value in ((self._mode, draw.mode), (self._seed, draw.seed), (self._temperature, draw.temperature)):
+            if field.value != value:
+                correct(field, value)
         self.panel.rerender()
 
     def _draw_strip(self, client: ClientHandle) -> None:
