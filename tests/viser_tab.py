@@ -12,16 +12,26 @@ from typing import Any
 import msgspec
 import numpy as np
 from PIL import Image
+from viser import ViserServer
 from viser.transforms import SO3
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 
-class Tab:
-    """One tab. Widgets are addressed by the label that a person reads."""
+SECONDS_TO_HEAR = 30
 
-    def __init__(self, port: int, aspect: float = 1.5) -> None:
+
+class Tab:
+    """One tab. Widgets are addressed by the label that a person reads.
+
+    viser hands each message to any thread of a pool, so that of two that follow within a millisecond the later may be
+    heard first. A person is slower than that. So is a tab that is given the server of this process: it goes on once
+    what it said has been heard.
+    """
+
+    def __init__(self, port: int, aspect: float = 1.5, server: ViserServer | None = None) -> None:
         self.aspect = aspect
+        self._server = server
         self.widgets: dict[str, dict[str, Any]] = {}
         self.notifications: list[tuple[str, str]] = []
         self.downloads: dict[str, bytes] = {}
@@ -56,7 +66,9 @@ class Tab:
     def set(self, label: str, value: Any) -> None:
         widget = self._widget(label)
         widget["value"] = value
+        heard = self._hearing(widget["id"], value)
         self.send("GuiUpdateMessage", id=widget["id"], updates={"value": value})
+        self.wait(heard, f"hearing of {label} = {value!r}", SECONDS_TO_HEAR)
 
     def click(self, label: str) -> None:
         self.set(label, True)
@@ -106,6 +118,16 @@ class Tab:
             if widget.get("label") == label and "value" in widget:
                 return widget
         raise AssertionError(f"no widget {label}; there are {[w.get('label') for w in self.widgets.values()]}")
+
+    def _hearing(self, widget: str, value: Any) -> Callable[[], bool]:
+        """Whether the server has heard of a change that is about to be sent."""
+        handles = {} if self._server is None else self._server.gui._gui_input_handle_from_id
+        if widget not in handles:
+            return lambda: True
+        state = handles[widget]._impl
+        before = state.update_timestamp
+        unchanged = not state.is_button and state.value == value  # which is no news to viser
+        return lambda: unchanged or state.update_timestamp != before or widget not in handles
 
     def _listen(self) -> None:
         with contextlib.suppress(ConnectionClosed, OSError):

@@ -40,7 +40,7 @@ def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
 
 @pytest.fixture
 def tab(shown: Shown) -> Iterator[Tab]:
-    tab = Tab(shown.port)
+    tab = Tab(shown.port, server=shown.viewer.viser_server)
     tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture")
     yield tab
     tab.close()

@@ -51,7 +51,7 @@ def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
 
 @pytest.fixture
 def tab(shown: Shown) -> Iterator[Tab]:
-    tab = Tab(shown.port)
+    tab = Tab(shown.port, server=shown.viewer.viser_server)
     tab.wait(lambda: tab.has("Save scene"), "the panel")
     tab.wait(lambda: tab.picture is not None, "a picture")
     yield tab
