@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,18 @@ CAMERA_KEYS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 """In pixels, for the whole capture or in every frame."""
 
 
-def check_transforms(file: Path) -> None:
-    """Check frames, poses and intrinsics of a ``transforms.json`` for nerfstudio-data.
+def check_transforms(file: Path, camera_models: Collection[str]) -> None:
+    """Check frames, poses, intrinsics and camera model of a ``transforms.json`` for nerfstudio-data.
 
     Numbers that make no camera (NaN, poses that are not rigid) are left to those who use them.
 
+    Args:
+        file: The file.
+        camera_models: The names that nerfstudio knows.
+
     Raises:
-        SceneDataError: If the file is no such JSON, or a frame lacks its image, its pose or its intrinsics.
+        SceneDataError: If the file is no such JSON, a frame lacks its image, its pose or its intrinsics, or the camera
+            model is unknown.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -31,6 +37,10 @@ def check_transforms(file: Path) -> None:
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not frames:
         raise SceneDataError(f"{file} lists no frames; it needs a list `frames` of image and pose each")
+    if "camera_model" in content and content["camera_model"] not in list(camera_models):
+        raise SceneDataError(
+            f"{file} states the camera model {content['camera_model']}; nerfstudio knows {', '.join(camera_models)}"
+        )
     for number, frame in enumerate(frames):
         wrong = _why_no_frame(frame, content)
         if wrong:

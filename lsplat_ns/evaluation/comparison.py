@@ -21,8 +21,8 @@ from lsplat_ns.evaluation.results import PREDICTIONS, SETTINGS, SUMMARY, TRUTHS,
 
 IMAGE_METRICS = ("psnr", "ssim", "lpips", "dists")
 NORMAL_95 = 1.96
-MUST_AGREE = ("index", "image_size", "draws")
-"""Settings without which numbers do not compare."""
+MUST_AGREE = ("data", "index", "image_size", "precision", "draws", "seed")
+"""Settings that change numbers whatever the networks are."""
 THUMBNAIL = 220
 
 
@@ -107,9 +107,9 @@ def _warnings(
 ) -> list[str]:
     settings = [summary["settings"] for summary in summaries]
     found = [
-        f"{name} differs: {settings[0].get(name)} in A, {settings[1].get(name)} in B."
-        for name in MUST_AGREE
-        if settings[0].get(name) != settings[1].get(name)
+        f"{name.replace('_', ' ').capitalize()} differs: {_said(one)} in A, {_said(other)} in B."
+        for name, one, other in ((name, *(values.get(name) for values in settings)) for name in MUST_AGREE)
+        if one != other
     ]
     for name, summary in zip("AB", summaries, strict=True):
         if not summary["complete"]:
@@ -118,6 +118,11 @@ def _warnings(
     if alone:
         found.append(f"Left out because only one of the two evaluated them: {alone} of {len(first | second)} entries.")
     return found
+
+
+def _said(value: Any) -> str:
+    """A setting as people write it; an image size is stored as [height, width]."""
+    return f"{value[0]}x{value[1]}" if isinstance(value, list) else str(value) if value not in (None, "") else "none"
 
 
 def table_rows(comparison: Comparison) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from typing import Literal, Optional, Tuple
 
 import numpy as np
 import torch
-from nerfstudio.cameras.cameras import Cameras, CameraType
-from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataparserOutputs
+from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras, CameraType
+from nerfstudio.configs.dataparser_configs import all_dataparsers
+from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
@@ -26,7 +28,7 @@ from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.transforms_json import check_transforms
 from lsplat_ns.data.undistortion import Lens, PinholeView
 from lsplat_ns.data.view_sampling import FrameChoice, spread_choice
-from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.errors import ConfigError, LsplatError, SceneDataError
 from lsplat_ns.geometry.conventions import intrinsics_norm_from_px, opencv_from_opengl
 from lsplat_ns.geometry.similarity import Similarity
 from lsplat_ns.plugin.active_scene import ActiveScene, CaptureRecord
@@ -48,8 +50,8 @@ class CaptureContextConfig:
     """Which frames of a capture the network sees."""
 
     context: Optional[Tuple[int, ...]] = None
-    """Frames of a capture that the network sees, two or more, in the order of file names; more than two are encoded in
-    pairs and fused. By default they are chosen."""
+    """Frames of a capture that the network sees, two or more, counted from 0 in the order of file names (2 before 10);
+    more than two are encoded in pairs and fused. By default they are chosen."""
     context_choice: Literal["overlap", "first-last", "centred"] = "overlap"
     """How they are chosen: a pair with overlap and parallax, the first and the last frame, or a centred pair."""
     num_context_views: int = 2
@@ -79,6 +81,8 @@ class _Photo:
         """The way to the picture, for a photo of ``size`` (height, width)."""
         stated_height, stated_width = self.camera_size
         height, width = size
+        if min(self.camera_size) < 1:
+            raise SceneDataError(f"the camera of {self.file} states a size of {stated_width}x{stated_height} pixels")
         if abs(width * stated_height / (height * stated_width) - 1) > LARGEST_ASPECT_ERROR:
             turned = abs(height * stated_height / (width * stated_width) - 1) <= LARGEST_ASPECT_ERROR
             raise SceneDataError(
@@ -117,8 +121,29 @@ def _pinhole_view(
     return PinholeView.of(torch.tensor(intrinsics), torch.tensor(distortion), lens, size)
 
 
+def open_dataparser(config: DataParserConfig) -> DataParser:
+    """A dataparser that is ready to read. Raises SceneDataError where it looks into its folder at once, and fails."""
+    try:
+        return config.setup()
+    except LsplatError:
+        raise
+    except Exception as error:  # each dataparser has its own ways to fail
+        raise SceneDataError(f"{_name_of(config)} cannot read {config.data}: {_in_one_line(error)}") from None
+
+
+def _name_of(config: DataParserConfig) -> str:
+    """What a dataparser is called on the command line."""
+    return next((name for name, known in all_dataparsers.items() if type(known) is type(config)), type(config).__name__)
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an exception of foreign code says, with its type where the message alone is no sentence."""
+    message = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__} {message}".strip() if " " not in message else message
+
+
 def video_from_dataparser(dataparser: DataParser) -> PosedVideo:
-    """All images of a capture, train and held-out ones, ordered by file name, in nerfstudio's frame.
+    """All images of a capture, train and held-out ones, ordered by the numbers in file names, in nerfstudio's frame.
 
     Photos of lenses with distortion are undistorted, and every photo is cut so that its principal point is its centre.
 
@@ -195,15 +220,15 @@ def readable_frames(video: PosedVideo) -> tuple[tuple[int, ...], tuple[str, ...]
 
 def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
     """As :func:`video_from_dataparser`, with what nerfstudio knows of the capture besides."""
-    data = Path(dataparser.config.data)
+    data, name = Path(dataparser.config.data), _name_of(dataparser.config)
     if not data.exists():
-        raise SceneDataError(f"no data at {data}; pass a folder that {type(dataparser).__name__} can read with --data")
+        raise SceneDataError(f"no data at {data}; pass a folder that {name} can read with --data")
     splits = _splits(dataparser, data)
     found = {photo.file: photo for outputs in splits for photo in _photos_of(outputs, data)}
-    photos = [found[file] for file in sorted(found)]
+    photos = [found[file] for file in sorted(found, key=_by_number)]
     if len(photos) < 2:
         count = f"{len(photos)} image" if photos else "no image"
-        raise SceneDataError(f"{type(dataparser).__name__} found {count} in {data}; the network needs at least two")
+        raise SceneDataError(f"{name} found {count} in {data}; the network needs at least two")
     transform, scale = splits[0].dataparser_transform, splits[0].dataparser_scale
     poses = torch.stack([photo.pose for photo in photos])
     _refuse_one_place(data, poses, transform, scale)
@@ -218,6 +243,12 @@ def read_capture(dataparser: DataParser) -> tuple[PosedVideo, CaptureRecord]:
     known = generated_files(data)
     generated = frozenset(number for number, file in enumerate(files) if file.resolve() in known)
     return video, CaptureRecord(files, transform, scale, generated)
+
+
+def _by_number(file: Path) -> tuple[list[list[str | int]], Path]:
+    """Sorts ``r_9.png`` before ``r_10.png``, as the frames were taken; numbers stand at odd places."""
+    parts = [re.split(r"(\d+)", part) for part in file.parts]
+    return [[int(text) if place % 2 else text for place, text in enumerate(part)] for part in parts], file
 
 
 def capture_name(data: Path) -> str:
@@ -241,7 +272,7 @@ def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
     """What the dataparser says of its splits. A capture may lack a split, but not all of them."""
     file = data / "transforms.json" if data.is_dir() else data
     if isinstance(dataparser.config, NerfstudioDataParserConfig) and file.exists():
-        check_transforms(file)
+        check_transforms(file, CAMERA_MODEL_TO_TYPE)
     splits, reasons = [], []
     for split in ("train", "val", "test"):
         try:
@@ -249,13 +280,15 @@ def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
         except ZeroDivisionError:  # nerfstudio divides by the spread of the cameras
             raise SceneDataError(ONE_CAMERA_PLACE.format(data)) from None
         except Exception as error:  # each dataparser has its own ways to fail
-            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            reasons.append(_in_one_line(error))
     if not splits:
-        raise SceneDataError(f"{type(dataparser).__name__} cannot read {data}: {reasons[0]}")
+        raise SceneDataError(f"{_name_of(dataparser.config)} cannot read {data}: {reasons[0]}")
     return splits
 
 
 def _photos_of(outputs: DataparserOutputs, data: Path) -> Iterator[_Photo]:
+    if not outputs.image_filenames:  # then cameras have no shape
+        return
     cameras: Cameras = outputs.cameras
     poses = opencv_from_opengl(cameras.camera_to_worlds)
     intrinsics = intrinsics_norm_from_px(

@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
 
 import torch
 import tyro
@@ -26,20 +26,22 @@ from lsplat_ns.data.sources import VideoList
 from lsplat_ns.data.streams import StreamConfig, TrainingBatch, TrainingStream, training_batches
 from lsplat_ns.data.view_sampling import ViewSamplingConfig
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
+from lsplat_ns.plugin.active_scene import SIDECAR, ActiveScene, SceneDataset
 from lsplat_ns.plugin.added_photos import added_capture, added_scenes
 from lsplat_ns.plugin.captures import (
     CaptureContextConfig,
     active_scene_from_dataparser,
     best_pair,
     capture_name,
+    open_dataparser,
     video_from_dataparser,
 )
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser
 from lsplat_ns.scene import SceneBatch
 
-SIDECAR = "active_scene.json"
-"""File beside config.yml that remembers the scene last chosen in a viewer."""
+if TYPE_CHECKING:
+    from lsplat_ns.plugin.generated_layers import GeneratedLayer
+
 ContextChoice = Union[Tuple[int, ...], Literal["auto"], None]
 """Context frames, "auto" for the pair with the best overlap, or None for those of the index or the options."""
 
@@ -143,9 +145,10 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         else:
             config.data = config.dataparser.data
         self.dataparser_config = config.dataparser
-        self.dataparser = config.dataparser.setup()
+        self.dataparser = open_dataparser(config.dataparser)
         self.includes_time = False
         self.skips = SkipTally()
+        self._remembered = self._read_sidecar()
         scene, self.scene_source = self._first_scene()
         self._show(scene)
         self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
@@ -187,19 +190,43 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
             return active_scene_from_dataparser(self.dataparser, preparation, CaptureContextConfig())
         return self._capture(context)
 
+    def layers_of(self, scene: str) -> Tuple["GeneratedLayer", ...]:
+        """The generated layers that a scene had when it was last shown; none where they can no longer be read."""
+        notes = self._remembered.get("layers", {}).get(scene)
+        if not notes:
+            return ()
+        from lsplat_ns.plugin.generated_layers import read_layers
+
+        try:
+            return read_layers(notes, Path(self.config.run_dir))
+        except SceneDataError as error:
+            CONSOLE.print(f"[yellow]{escape(scene)} is shown without its generated views: {escape(str(error))}")
+            return ()
+
     def show(self, scene: ActiveScene) -> None:
-        """Make a scene the active one, and remember it beside the run."""
+        """Make a scene the active one, and remember it and its layers beside the run.
+
+        Views of layers that were taken back are deleted, unless a saved scene has them.
+        """
+        before = self.scene
         self._show(scene)
         self.setup_eval()
-        if self.config.run_dir is not None:
-            run_dir = Path(self.config.run_dir)
-            note = {"scene": scene.name, "context": list(scene.choice.context)}
-            if layers := [layer.note(run_dir) for layer in scene.layers if layer.visible]:
-                note["layers"] = layers
-            try:
-                (run_dir / SIDECAR).write_text(json.dumps(note) + "\n")
-            except OSError as error:  # the run of somebody else can be looked at all the same
-                CONSOLE.print(f"[yellow]Other tools will not know of this scene: {escape(str(error))}")
+        if self.config.run_dir is None:
+            return
+        run_dir = Path(self.config.run_dir)
+        earlier, now = ([layer.note(run_dir) for layer in one.layers] for one in (before, scene))
+        layers = {before.name: earlier, **self._remembered.get("layers", {}), scene.name: now}
+        layers = {name: notes for name, notes in layers.items() if notes}
+        self._remembered = {"scene": scene.name, "context": list(scene.choice.context), "layers": layers}
+        try:
+            (run_dir / SIDECAR).write_text(json.dumps(self._remembered) + "\n")
+        except OSError as error:  # the run of somebody else can be looked at all the same
+            CONSOLE.print(f"[yellow]Other tools will not know of this scene: {escape(str(error))}")
+            return
+        if before.name == scene.name and before.layers:
+            from lsplat_ns.plugin.generated_layers import delete_unreferenced
+
+            delete_unreferenced((layer.folder for layer in before.layers), run_dir)
 
     def load_scene(self, scene: str, context: ContextChoice = None) -> None:
         """Make another scene (or other context views) the active one, and remember it beside the run.
@@ -221,28 +248,43 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
             return self._with_saved_layers(self.dataparser.active_scene(preparation)), "from the options"
         if not self.has_many_scenes and self.config.context is not None:
             return self._with_saved_layers(self._capture(None)), "the capture, views from the options"
-        sidecar = Path(self.config.run_dir) / SIDECAR if self.config.run_dir is not None else None
-        if sidecar is not None and sidecar.is_file():
+        if note := self._remembered:
+            sidecar = Path(self.config.run_dir) / SIDECAR
             try:
-                note = json.loads(sidecar.read_text())
                 found = self.find_scene(str(note["scene"]), tuple(note["context"]))
-                found = _with_layers(found, note.get("layers", []), sidecar.parent)
+                found = replace(found, layers=self.layers_of(found.name))
                 return found, f"last chosen in the viewer, {sidecar}"
-            except (OSError, ValueError, KeyError, TypeError, SceneDataError, ConfigError) as error:
+            except (ValueError, KeyError, TypeError, SceneDataError) as error:
                 CONSOLE.print(f"[yellow]Ignoring {escape(str(sidecar))}: {escape(str(error))}")
         if not self.has_many_scenes:
             return self._capture(None), f"the capture, views chosen by {self.config.context_choice}"
         return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"
 
+    def _read_sidecar(self) -> Dict[str, Any]:
+        """What was remembered beside the run; nothing where it cannot be read."""
+        sidecar = None if self.config.run_dir is None else Path(self.config.run_dir) / SIDECAR
+        if sidecar is None or not sidecar.is_file():
+            return {}
+        try:
+            note = json.loads(sidecar.read_text())
+            if not isinstance(note, dict) or not isinstance(note.get("layers", {}), dict):
+                raise ValueError("it is no note of a scene")
+        except (OSError, ValueError) as error:
+            CONSOLE.print(f"[yellow]Ignoring {escape(str(sidecar))}: {escape(str(error))}")
+            return {}
+        return note
+
     def _with_saved_layers(self, scene: ActiveScene) -> ActiveScene:
         if self.config.layers is None:
             return scene
+        from lsplat_ns.plugin.generated_layers import read_layers
+
         path = Path(self.config.layers)
         try:
             notes = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise SceneDataError(f"{path} holds no generated layers: {error}") from None
-        return _with_layers(scene, notes, path.parent.parent)
+        return replace(scene, layers=read_layers(notes, path.parent.parent))
 
     def _show(self, scene: ActiveScene) -> None:
         train, evaluation = SceneDataset(scene, scene.choice.context), SceneDataset(scene, scene.choice.target)
@@ -317,12 +359,3 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
     def get_eval_rays_per_batch(self) -> int:
         """Target pixels of :meth:`next_eval`."""
         return self.get_train_rays_per_batch() // self.config.batch_size
-
-
-def _with_layers(scene: ActiveScene, notes: object, run_dir: Path) -> ActiveScene:
-    """A scene with the generated layers that are noted. Raises SceneDataError if they cannot be read."""
-    if not notes:
-        return scene
-    from lsplat_ns.plugin.generated_layers import read_layers
-
-    return replace(scene, layers=read_layers(notes, run_dir))

@@ -43,7 +43,7 @@ def encode_capture(
         run: Run folder (or its config.yml) of any latentSplat method.
         capture: Folder with a transforms.json, as nerfstudio-data reads it.
         output: Run folder to make; must not exist or be empty.
-        context: Frames that the network sees, counted in the order of file names; by default they are chosen.
+        context: Frames that the network sees, in the order of file names (2 before 10); by default they are chosen.
         num_context_views: How many are chosen, where further ones fit; more than two are encoded in pairs and fused.
         include_capture: Copy the capture into the run's folder, under the same name; the run then refers to that copy.
 

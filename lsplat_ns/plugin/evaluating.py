@@ -20,7 +20,7 @@ from lsplat_ns.evaluation.report import ReportContext, measured_notes, write_rep
 from lsplat_ns.evaluation.results import ALL, EntryResult, EvaluationFolder
 from lsplat_ns.geometry.validation_trajectories import Trajectory
 from lsplat_ns.latentsplat import LatentSplat
-from lsplat_ns.plugin.captures import active_scene_from_dataparser
+from lsplat_ns.plugin.captures import active_scene_from_dataparser, open_dataparser
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser, dataparser_for
 from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.evaluation_pictures import Illustrator
@@ -116,7 +116,7 @@ def _open_data(
     config: DataParserConfig, stored: StoredRun, network: LatentSplat, options: EvaluationOptions
 ) -> EvaluationData:
     datamanager = stored.config.pipeline.datamanager
-    dataparser = config.setup()
+    dataparser = open_dataparser(config)
     if not isinstance(dataparser, SceneSetDataParser):
         if options.index is not None:
             raise ConfigError(f"--index is for datasets of many scenes, but {config.data} is a capture")

@@ -21,6 +21,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
+from lsplat_ns.plugin.captures import open_dataparser
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
@@ -145,7 +146,7 @@ class LatentSplatTrainerConfig(TrainerConfig):
         datamanager = self.pipeline.datamanager
         if datamanager.data is not None:
             datamanager.dataparser.data = Path(datamanager.data)
-        dataparser = datamanager.dataparser.setup()
+        dataparser = open_dataparser(datamanager.dataparser)
         if isinstance(dataparser, SceneSetDataParser):
             dataparser.scene_ids()  # what the viewer shows
         # Two batches: data that cannot be used, be it only with the gaps of the last steps, stop here.

@@ -13,7 +13,11 @@ import torch
 from demo_captures import World, write_capture, write_colmap_capture
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.data.datamanagers.full_images_datamanager import _undistort_image
+from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
+from nerfstudio.data.dataparsers.blender_dataparser import BlenderDataParserConfig
 from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+from nerfstudio.data.dataparsers.dycheck_dataparser import DycheckDataParserConfig
+from nerfstudio.data.dataparsers.instant_ngp_dataparser import InstantNGPDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from PIL import Image
 
@@ -26,6 +30,8 @@ from lsplat_ns.plugin.captures import (
     CaptureContextConfig,
     active_scene_from_dataparser,
     generated_files,
+    open_dataparser,
+    read_capture,
     video_from_dataparser,
 )
 from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
@@ -385,6 +391,8 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
     )
     broken = write_capture(tmp_path / "broken", frames=range(4))
     (broken / "transforms.json").write_text("{ not json")
+    no_size = rewritten(write_capture(tmp_path / "size", frames=range(4)), {"w": 0})
+    model = rewritten(write_capture(tmp_path / "model", frames=range(4)), {"camera_model": "FULL_OPENCV"})
     nan = write_capture(tmp_path / "nan", frames=range(4))
     meta = json.loads((nan / "transforms.json").read_text())
     meta["frames"][1]["transform_matrix"][0][0] = float("nan")
@@ -399,6 +407,8 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
         (one_place(tmp_path / "place", (3.1, -2.7, 8.3)), ["stand at one place"]),
         (one_place(tmp_path / "rounded", (3.1, -2.7, 8.3), apart=1e-6), ["stand at one place"]),
         (broken, ["cannot read", "broken"]),
+        (no_size, ["the camera of", "frame_00000.png", "states a size of 0x64 pixels"]),
+        (model, ["states the camera model FULL_OPENCV; nerfstudio knows", "OPENCV_FISHEYE"]),
         (nan, ["NaN"]),
         (sphere, ["equirectangular", "pinhole"]),
         (missing, ["cannot read image", "frame_00002.png"]),
@@ -459,3 +469,31 @@ def test_a_capture_with_stated_splits_lacks_no_frame(tmp_path: Path) -> None:
     names = [f"images/frame_{frame:05d}.png" for frame in range(6)]
     rewritten(folder, {"train_filenames": names[:3], "val_filenames": names[3:]})
     assert len(video_from_dataparser(NerfstudioDataParserConfig(data=folder).setup())) == 6
+
+
+def test_frames_are_counted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
+    folder = write_capture(tmp_path / "room", frames=range(12))
+    frames = json.loads((folder / "transforms.json").read_text())["frames"]
+    for number, frame in enumerate(frames):
+        renamed = f"images/r_{number}.png"
+        (folder / frame["file_path"]).rename(folder / renamed)
+        frame["file_path"] = renamed
+    rewritten(folder, {"frames": frames})
+    _, record = read_capture(open_dataparser(NerfstudioDataParserConfig(data=folder)))
+    assert [file.name for file in record.image_files] == [f"r_{number}.png" for number in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DycheckDataParserConfig, "dycheck-data cannot read .*No such file or directory"),
+        (BlenderDataParserConfig, "blender-data cannot read .*No such file or directory"),
+        (InstantNGPDataParserConfig, "instant-ngp-data found no image in"),
+    ],
+)
+def test_a_folder_of_another_kind_is_one_line_from_every_dataparser(
+    capture: Path, config: type[DataParserConfig], message: str
+) -> None:
+    with pytest.raises(SceneDataError, match=message) as caught:
+        read_capture(open_dataparser(config(data=capture)))
+    assert "\n" not in str(caught.value)

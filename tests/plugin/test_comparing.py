@@ -75,13 +75,16 @@ def test_what_makes_numbers_differ_is_said(compared: tuple[Path, Comparison], tm
     output, _ = compared
     other = shutil.copytree(output / "b", tmp_path / "other")
     summary = json.loads((other / "summary.json").read_text())
-    summary["settings"]["draws"], summary["complete"] = 3, False
+    summary["settings"] |= {"draws": 3, "precision": "mixed", "image_size": [32, 48]}
+    summary["complete"] = False
     (other / "summary.json").write_text(json.dumps(summary))
     lines = (other / "results.jsonl").read_text().splitlines(keepends=True)
     (other / "results.jsonl").write_text("".join(lines[1:]))
     found = Comparison.of(output / "b", other)
     assert found.warnings == [
-        "draws differs: 1 in A, 3 in B.",
+        "Image size differs: 32x32 in A, 32x48 in B.",
+        "Precision differs: float32 in A, mixed in B.",
+        "Draws differs: 1 in A, 3 in B.",
         "B is partial: 4 of 5 entries.",
         "Left out because only one of the two evaluated them: 1 of 4 entries.",
     ]
