@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
 
 FRAMES_PER_SECOND = 10
+PATIENCE = 180.0
+"""Seconds to wait for what has to happen; a busy machine may stall for a while."""
 CAPTION = """text => {
   const box = document.getElementById('caption') || document.body.appendChild(document.createElement('div'));
   box.id = 'caption';
@@ -73,7 +75,7 @@ class Visit:
         pixels = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")).astype(float)
         return pixels[110:-110, : pixels.shape[1] - 330]
 
-    def wait_for_picture(self, condition: Callable[[np.ndarray], bool], seconds: float = 60) -> np.ndarray:
+    def wait_for_picture(self, condition: Callable[[np.ndarray], bool], seconds: float = PATIENCE) -> np.ndarray:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             shot = self.picture()
@@ -82,7 +84,7 @@ class Visit:
             self.page.wait_for_timeout(300)
         raise AssertionError("the picture did not come to what was expected")
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "what was expected did not happen"
@@ -109,7 +111,7 @@ class Visit:
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name, exact=True)
 
-    def wait_for_button(self, name: str, seconds: float = 180) -> None:
+    def wait_for_button(self, name: str, seconds: float = PATIENCE) -> None:
         """Wait for what long work ends with; what goes wrong is said in words that are looked for."""
         self.wait_until(lambda: self.button(name).is_visible() or self.page.get_by_text("not done").count(), seconds)
         assert self.button(name).is_visible(), self.page.get_by_role("alert").all_inner_texts()
@@ -137,6 +139,6 @@ class Visit:
     @contextmanager
     def downloading(self, file: Path) -> Iterator[None]:
         """What the block makes the page download is stored as ``file``."""
-        with self.page.expect_download(timeout=120_000) as download:
+        with self.page.expect_download(timeout=1000 * PATIENCE) as download:
             yield
         download.value.save_as(file)

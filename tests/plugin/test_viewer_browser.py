@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from browser_tour import Film, Visit
+from browser_tour import PATIENCE, Film, Visit
 from conftest import BIN, Run
 from PIL import Image
 from untrained_runs import write_untrained_mvldm
@@ -50,9 +50,9 @@ def viewer(run: Run, config: Path, log: Path) -> Iterator[int]:
             cwd=run.cwd, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline:
-                assert process.poll() is None, log.read_text()
+            deadline = time.monotonic() + PATIENCE
+            while True:
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
                 with socket.socket() as probe:
                     if probe.connect_ex(("127.0.0.1", port)) == 0:
                         break
@@ -65,13 +65,19 @@ def viewer(run: Run, config: Path, log: Path) -> Iterator[int]:
             (run.folder / "active_scene.json").unlink(missing_ok=True)
 
 
+def new_page(browser, width: int, height: int):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
+
+
 def picture(page) -> np.ndarray:
     """The canvas as it is seen, without the panel on the right."""
     pixels = np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(float)
     return pixels[60:, :560]
 
 
-def wait_for(page, condition, seconds: float = 60) -> np.ndarray:
+def wait_for(page, condition, seconds: float = PATIENCE) -> np.ndarray:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         shot = picture(page)
@@ -81,7 +87,7 @@ def wait_for(page, condition, seconds: float = 60) -> np.ndarray:
     raise AssertionError("the picture did not come to what was expected")
 
 
-def picture_at_rest(page, seconds: float = 60) -> np.ndarray:
+def picture_at_rest(page, seconds: float = PATIENCE) -> np.ndarray:
     """The picture once it stays the same for two seconds, as it has to where no camera moves."""
     shots = [picture(page)]
 
@@ -92,7 +98,7 @@ def picture_at_rest(page, seconds: float = 60) -> np.ndarray:
     return wait_for(page, stays, seconds)
 
 
-def wait_until(condition, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -115,11 +121,11 @@ def test_a_browser_shows_the_scene_follows_the_camera_and_switches_scenes(
     scenes = list(json.loads((unseen_rooms / "test" / "index.json").read_text()))
     with viewer(shipped, shipped.config, log) as port, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 960, "height": 640})
+        page = new_page(browser, 960, 640)
         failures = []
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
-        page.get_by_text("latentSplat").first.wait_for(timeout=60_000)
+        page.get_by_text("latentSplat").first.wait_for()
         # A scene is a picture with structure; the empty page is one flat colour.
         wait_for(page, lambda shot: shot.std() > 15)
         first = picture_at_rest(page)
@@ -137,14 +143,13 @@ def test_a_browser_shows_the_scene_follows_the_camera_and_switches_scenes(
         shown, following = scenes[0], scenes[1]
         assert shown in fields_of(page)
         page.get_by_role("button", name="next").click()
-        switched = wait_for(page, lambda shot: np.abs(shot - rested).mean() > 2)
-        assert switched.std() > 15
+        wait_for(page, lambda shot: np.abs(shot - rested).mean() > 2 and shot.std() > 15)
         wait_until(lambda: following in fields_of(page))
         assert json.loads((shipped.folder / "active_scene.json").read_text())["scene"] == following
         page.screenshot(path=keep / "viewer_next.png")
-        second = browser.new_page(viewport={"width": 960, "height": 640})  # another tab is inside the same scene
+        second = new_page(browser, 960, 640)  # another tab is inside the same scene
         second.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
-        second.get_by_text("latentSplat").first.wait_for(timeout=60_000)
+        second.get_by_text("latentSplat").first.wait_for()
         wait_for(second, lambda shot: shot.std() > 15)
         assert following in fields_of(second)
         browser.close()
@@ -188,11 +193,11 @@ def test_a_tour_samples_generates_and_takes_away_in_a_browser(toured: Toured, tm
     log = tmp_path / "viewer.log"
     with viewer(toured.run, toured.config, log) as port, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = new_page(browser, 1280, 900)
         failures = []
         page.on("pageerror", lambda error: failures.append(str(error)))
         page.goto(f"http://127.0.0.1:{port}", wait_until="domcontentloaded")
-        page.get_by_text("latentSplat").first.wait_for(timeout=60_000)
+        page.get_by_text("latentSplat").first.wait_for()
         visit = Visit(page, keep, pace=1.0 if "LSPLAT_TOUR" in os.environ else 0.02)
         visit.wait_for_picture(lambda shot: shot.std() > 15)
         film = Film(page)
@@ -228,7 +233,7 @@ def tour(visit: Visit, toured: Toured, downloads: Path) -> None:
 
     visit.say("Four draws of what the photos leave open; fly in one of them.")
     visit.button("4 draws of this view").click()
-    page.get_by_alt_text("four draws").wait_for(timeout=60_000)
+    page.get_by_alt_text("four draws").wait_for()
     visit.look_at_it(4)
     visit.button("2").click()
     visit.wait_until(lambda: visit.row("Show").locator("input").first.input_value() == "sample")
