@@ -65,7 +65,7 @@ def viewer_gaussians(
     similarity: Similarity | None = None,
     *,
     degree: int = 3,
-    keep: Literal["all", "finite", "visible"] = "finite",
+    keep: Literal["finite", "visible"] = "finite",
 ) -> ViewerGaussians:
     """A scene as other viewers want it. Nothing is re-centred.
 
@@ -73,7 +73,7 @@ def viewer_gaussians(
         gaussians: One scene [1, G] in the network's frame.
         similarity: From that frame to the viewer's; positions, sizes, orientations and harmonics all follow it.
         degree: Highest harmonic band, 0 to 3.
-        keep: All Gaussians, those whose numbers are finite, or of these the ones that are not too faint to be drawn.
+        keep: The Gaussians whose numbers are finite, or of these the ones that are not too faint to be drawn.
     """
     similarity = similarity or Similarity()
     harmonics = to_3dgs_harmonics(gaussians.color_harmonics[0].float())[..., : coefficient_count(degree)]
@@ -81,10 +81,8 @@ def viewer_gaussians(
         harmonics = _rotate_3dgs_harmonics(harmonics, similarity.rotation.to(harmonics))
     covariances = similarity.apply_to_covariances(gaussians.covariances[0].float())
     means, opacities = similarity.apply_to_points(gaussians.means[0].float()), gaussians.opacities[0].float()
-    kept = torch.ones_like(opacities, dtype=torch.bool)
-    if keep != "all":
-        kept &= means.isfinite().all(-1) & covariances.isfinite().flatten(1).all(-1) & opacities.isfinite()
-        kept &= harmonics.isfinite().flatten(1).all(-1)
+    kept = means.isfinite().all(-1) & covariances.isfinite().flatten(1).all(-1) & opacities.isfinite()
+    kept &= harmonics.isfinite().flatten(1).all(-1)
     if keep == "visible":
         kept &= opacities >= FAINTEST
     scales, quaternions = scales_and_quaternions(covariances[kept])

@@ -32,7 +32,7 @@ from lsplat_ns.data.pair_selection import pair_up
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.transforms import rescale_and_crop
 from lsplat_ns.data.view_sampling import FrameChoice
-from lsplat_ns.errors import SceneDataError
+from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.fusion import ScenePair
 from lsplat_ns.geometry.conventions import (
     intrinsics_norm_from_px,
@@ -47,6 +47,9 @@ from lsplat_ns.scene import Cameras, SceneBatch, Views
 
 if TYPE_CHECKING:
     from lsplat_ns.plugin.generated_layers import GeneratedLayer
+
+SIDECAR = "active_scene.json"
+"""File beside config.yml that remembers the scene last chosen in a viewer, and the generated layers of every scene."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class ActiveScene:
     """A scene with chosen context and target frames, and the way from the network's frame to nerfstudio's.
 
     Three frames meet here: the dataset's (``video``), the network's (the dataset's in units of the first context pair's
-    baseline) and nerfstudio's (upright, scaled to the unit cube).
+    baseline) and nerfstudio's (upright, scaled to the unit cube). One of them is the lasting one, which stays when
+    other context views are chosen: of a capture nerfstudio's, of a scene of a dataset the dataset's.
     """
 
     video: PosedVideo
@@ -72,7 +76,7 @@ class ActiveScene:
     preparation: PreparationConfig
     nerfstudio_from_video: Similarity
     capture: CaptureRecord | None = None
-    layers: tuple[GeneratedLayer, ...] = ()  # accepted in the viewer; views of the scene beside its video's frames
+    layers: tuple[GeneratedLayer, ...] = ()  # accepted in the viewer; views of the scene in its lasting frame
 
     def __post_init__(self) -> None:
         self.video.check_frames(self.choice.context + self.choice.target)
@@ -88,6 +92,16 @@ class ActiveScene:
         scale = network_scale(self.video, self.choice.context[:2], self.preparation)
         there = self.nerfstudio_from_video
         return Similarity(there.scale / scale, there.rotation, there.translation).inverse()
+
+    @property
+    def lasting_from_video(self) -> Similarity:
+        """From the video's frame to the one that no choice of context views changes."""
+        return Similarity() if self.capture is None else self.nerfstudio_from_video
+
+    @property
+    def nerfstudio_from_lasting(self) -> Similarity:
+        """From the frame that no choice of context views changes to nerfstudio's."""
+        return self.nerfstudio_from_video if self.capture is None else Similarity()
 
     @cached_property
     def pairs(self) -> tuple[ScenePair, ...]:
@@ -125,9 +139,12 @@ class ActiveScene:
         size, found = self.preparation.image_size, []
         context = read_views(self.video, self.choice.context, size)
         first_scale = network_scale(self.video, self.choice.context[:2], self.preparation)
+        video_from_lasting = self.lasting_from_video.inverse()
         for layer in layers:
-            for view in range(len(layer.video)):
-                generated = read_views(layer.video, (view,), size)
+            poses = video_from_lasting.apply_to_poses(layer.video.world_from_camera)
+            video = replace(layer.video, world_from_camera=poses)
+            for view in range(len(video)):
+                generated = read_views(video, (view,), size)
                 cameras = context.cameras.concat(generated.cameras)
                 partner, _ = pair_up(cameras.world_from_camera[0], cameras.intrinsics_norm[0])[-1]
                 both = context.select([partner]).concat(generated)
@@ -253,10 +270,18 @@ def context_baseline(scene: ActiveScene) -> float:
     return float((places[0] - places[1]).norm())
 
 
+def check_perspective(camera: NerfstudioCameras) -> None:
+    """Raise ConfigError unless all cameras are perspective ones: splats are drawn by no others."""
+    for kind in camera.camera_type.unique().tolist() if camera.camera_type is not None else ():
+        if kind != CameraType.PERSPECTIVE.value:
+            name = CameraType(kind).name.lower().replace("_", " ")
+            raise ConfigError(f"{name} cameras cannot be drawn; take Perspective as Camera type of the Render tab")
+
+
 def network_camera(
     camera: NerfstudioCameras, scene: ActiveScene, device: torch.device
 ) -> tuple[Cameras, tuple[int, int]]:
-    """A nerfstudio camera (one view, any size) in the network's frame.
+    """A nerfstudio camera (one perspective view, any size) in the network's frame.
 
     Returns:
         Cameras [1, 1] with the scene's bounds, and the (height, width) that was asked for.

@@ -32,7 +32,11 @@ def added_capture(run_dir: Path, scene: str) -> DataParser:
 
 
 def add_photos(
-    run_dir: Path, contents: Sequence[bytes], image_size: tuple[int, int], say: Callable[[str], None]
+    run_dir: Path,
+    contents: Sequence[bytes],
+    image_size: tuple[int, int],
+    say: Callable[[str], None],
+    fov_degrees: float | None = None,
 ) -> str:
     """Make a scene of two photos without poses, and store it in the run's folder, whole or not at all.
 
@@ -41,12 +45,14 @@ def add_photos(
         contents: The photos' files. Their names do not matter; they are decoded as pictures and nothing else.
         image_size: (height, width) that the network looks at; the photos must not be smaller.
         say: Takes the report on the poses.
+        fov_degrees: Field of view across the photos' longer side; by default that of the EXIF data.
 
     Returns:
         The scene's name.
 
     Raises:
         SceneDataError: If a photo cannot be read, or no poses can be found; the message says why.
+        ConfigError: If the field of view is impossible.
         LsplatError: If the folder cannot be written.
     """
     from lsplat_ns.plugin.reconstructing import check_size, pose_photos, write_capture
@@ -59,7 +65,7 @@ def add_photos(
             for file, content in zip(files, contents, strict=True):
                 file.write_bytes(content)
             try:
-                photos = tuple(check_size(read_photo(file), image_size) for file in files)
+                photos = tuple(check_size(read_photo(file, fov_degrees), image_size) for file in files)
                 posed = pose_photos(photos)
             except LsplatError as error:  # say "photo 1", not where it lies for now
                 raise type(error)(str(error).replace(f"{scratch}{os.sep}", "")) from None

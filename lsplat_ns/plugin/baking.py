@@ -14,12 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras
+from nerfstudio.data.scene_box import OrientedBox
 
 from lsplat_ns.errors import LsplatError
 from lsplat_ns.geometry.harmonics import rgb_from_dc
+from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.plugin.scene_model import PredictedScene, SceneModel
-from lsplat_ns.plugin.taking_away import png_bytes
+from lsplat_ns.plugin.taking_away import cropped, png_bytes
+from lsplat_ns.scene import Gaussians
 
 MOST_SEED_POINTS = 100_000
 SEED_POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
@@ -31,6 +34,7 @@ def bake(
     cameras: Cameras,
     folder: Path,
     *,
+    crop: OrientedBox | None,
     progress: Progress,
     lock: object,
 ) -> str:
@@ -41,6 +45,7 @@ def bake(
         prediction: What is rendered.
         cameras: Perspective, in the nerfstudio frame of that scene; the dataset keeps that frame.
         folder: Takes ``images/``, ``transforms.json`` and ``seed_points.ply``.
+        crop: Only Gaussians in this box are drawn, and become seed points.
         progress: Told how far it is.
         lock: The viewer's.
 
@@ -51,6 +56,7 @@ def bake(
         JobCancelled: If it was cancelled; nothing is left behind.
         LsplatError: If the folder cannot be written.
     """
+    shown = cropped(model, prediction, crop)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder.parent) as scratch:
@@ -61,13 +67,13 @@ def bake(
                 progress.report(number, len(cameras))
                 camera = cameras[number : number + 1]
                 with lock, model.evaluating():
-                    rgb = model.view(prediction, camera)["rgb"]
+                    rgb = model.view(prediction, camera, shown=shown)["rgb"]
                 name = f"images/view_{number:05d}.png"
                 (made / name).write_bytes(png_bytes(rgb))
                 frames.append({"file_path": name, **_camera_entry(camera)})
             content = {"camera_model": "OPENCV", "ply_file_path": "seed_points.ply", "frames": frames}
             (made / "transforms.json").write_text(json.dumps(content, indent=1) + "\n")
-            _write_seed_points(prediction, made / "seed_points.ply")
+            _write_seed_points(shown, prediction.scene, made / "seed_points.ply")
             progress.report(len(cameras), len(cameras))
             if folder.exists():
                 shutil.rmtree(folder)
@@ -91,12 +97,11 @@ def _camera_entry(camera: Cameras) -> dict[str, object]:
     }
 
 
-def _write_seed_points(prediction: PredictedScene, path: Path) -> None:
+def _write_seed_points(gaussians: Gaussians, scene: ActiveScene, path: Path) -> None:
     """Write the centres and colours of the more opaque half of the Gaussians, in nerfstudio's frame, as a PLY."""
-    gaussians = prediction.gaussians
     opacities = gaussians.opacities[0]
-    chosen = opacities.topk(min(max(1, len(opacities) // 2), MOST_SEED_POINTS)).indices
-    to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
+    chosen = opacities.topk(min(-(-len(opacities) // 2), MOST_SEED_POINTS)).indices
+    to_nerfstudio = scene.network_from_nerfstudio.inverse()
     points = np.empty(len(chosen), SEED_POINT)
     points["xyz"] = to_nerfstudio.apply_to_points(gaussians.means[0, chosen]).cpu().numpy()
     colour = rgb_from_dc(gaussians.color_harmonics[0, chosen, :, 0]).clamp(0, 1)

@@ -217,7 +217,9 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         earlier, now = ([layer.note(run_dir) for layer in one.layers] for one in (before, scene))
         layers = {before.name: earlier, **self._remembered.get("layers", {}), scene.name: now}
         layers = {name: notes for name, notes in layers.items() if notes}
-        self._remembered = {"scene": scene.name, "context": list(scene.choice.context), "layers": layers}
+        self._remembered = {"scene": scene.name, "context": list(scene.choice.context)}
+        if layers:
+            self._remembered["layers"] = layers
         try:
             (run_dir / SIDECAR).write_text(json.dumps(self._remembered) + "\n")
         except OSError as error:  # the run of somebody else can be looked at all the same

@@ -2,14 +2,16 @@
 
 A layer's views lie in a folder as ``lsplat generate`` writes it (``generated_folder``), inside the run's own. What is
 noted of a layer beside the run, or with a saved scene, is where that folder is, which of its views were accepted, and
-how it is shown: plain values, from which :func:`read_layers` makes the same layers again.
+how it is shown: plain values, from which :func:`read_layers` makes the same layers again. Folders that no note refers
+to any longer are deleted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,13 @@ import torch
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.geometry.conventions import intrinsics_norm_from_px, opencv_from_opengl
+from lsplat_ns.plugin.active_scene import SIDECAR
 from lsplat_ns.plugin.generated_folder import TRANSFORMS, GeneratedFolder
+
+FOLDER = "generated"
+"""Folder of a run that holds generated views."""
+SAVED_LAYERS = "scenes/*.layers.json"
+"""Files of a run's folder that remember the layers of saved scenes."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,7 @@ class GeneratedLayer:
         SceneDataError: If the opacity is none.
     """
 
-    video: PosedVideo  # the accepted views, in the frame and units of the scene's video
+    video: PosedVideo  # the accepted views, in the lasting frame of the scene (``ActiveScene``)
     folder: Path  # that holds them
     frames: tuple[int, ...]  # their numbers in that folder
     visible: bool = True
@@ -42,16 +50,16 @@ class GeneratedLayer:
     def note(self, run_dir: Path) -> dict[str, Any]:
         """Plain values from which :func:`read_layers` makes the layer again, in whatever place the run's folder is."""
         folder = self.folder.resolve().relative_to(run_dir.resolve())
-        return {"folder": folder.as_posix(), "frames": list(self.frames), "opacity": self.opacity}
+        shown = {"visible": self.visible, "opacity": self.opacity}
+        return {"folder": folder.as_posix(), "frames": list(self.frames), **shown}
 
 
-def read_layer(folder: Path, frames: Sequence[int], opacity: float = 1.0) -> GeneratedLayer:
-    """A layer of some of the generated views of a folder.
+def read_layer(folder: Path, frames: Sequence[int]) -> GeneratedLayer:
+    """A layer of some of the generated views of a folder, shown in full.
 
     Args:
         folder: Written by ``lsplat generate``, or by the viewer; finished.
         frames: Numbers of the accepted views.
-        opacity: Factor.
 
     Raises:
         SceneDataError: If the folder cannot be read, or holds no such generated view.
@@ -77,7 +85,7 @@ def read_layer(folder: Path, frames: Sequence[int], opacity: float = 1.0) -> Gen
         read_image=lambda view: stored.read_image(numbers[view]),
         read_size=lambda view: sizes[view],
     )
-    return GeneratedLayer(video, folder, numbers, opacity=opacity)
+    return GeneratedLayer(video, folder, numbers)
 
 
 def read_layers(notes: object, run_dir: Path) -> tuple[GeneratedLayer, ...]:
@@ -92,10 +100,43 @@ def read_layers(notes: object, run_dir: Path) -> tuple[GeneratedLayer, ...]:
     for note in notes:
         try:
             folder = (run_dir / str(note["folder"])).resolve()
-            frames, opacity = tuple(int(frame) for frame in note["frames"]), float(note.get("opacity", 1.0))
+            frames = tuple(int(frame) for frame in note["frames"])
+            shown = {"visible": bool(note.get("visible", True)), "opacity": float(note.get("opacity", 1.0))}
         except (ValueError, KeyError, TypeError) as error:
             raise SceneDataError(f"a generated layer is noted without what it takes ({error})") from None
         if not folder.is_relative_to(run_dir.resolve()):
             raise SceneDataError(f"{folder} is not in the folder of the run, {run_dir}")
-        layers.append(read_layer(folder, frames, opacity))
+        layers.append(replace(read_layer(folder, frames), **shown))
     return tuple(layers)
+
+
+def folders_in(notes: object) -> Iterator[str]:
+    """The folders that notes of layers refer to, in whatever lists and mappings the notes stand."""
+    if isinstance(notes, Mapping):
+        if "folder" in notes:
+            yield str(notes["folder"])
+        notes = list(notes.values())
+    if isinstance(notes, list):
+        for note in notes:
+            yield from folders_in(note)
+
+
+def delete_unreferenced(folders: Iterable[Path], run_dir: Path) -> None:
+    """Delete those of some folders of generated views that no note of their run refers to.
+
+    Nothing is deleted where a note cannot be read, since nobody knows what it refers to.
+
+    Args:
+        folders: Of layers that are no longer shown.
+        run_dir: The run's folder; what does not lie in its ``generated`` stays.
+    """
+    run_dir = run_dir.resolve()
+    doomed = {folder.resolve() for folder in folders if folder.resolve().parent == run_dir / FOLDER}
+    try:
+        for file in (run_dir / SIDECAR, *run_dir.glob(SAVED_LAYERS)) if doomed else ():
+            if file.is_file():
+                doomed -= {(run_dir / folder).resolve() for folder in folders_in(json.loads(file.read_text()))}
+    except (OSError, ValueError):
+        return
+    for folder in doomed:
+        shutil.rmtree(folder, ignore_errors=True)

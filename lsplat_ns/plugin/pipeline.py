@@ -88,9 +88,8 @@ class LatentSplatPipeline(VanillaPipeline):
             SceneDataError: If there is no such scene or frame, or nothing can be predicted; the one before stays.
         """
         found, shown = self.datamanager.find_scene(scene, context), self.datamanager.scene
-        if found.name == shown.name:  # seen from other photos, with the same generated views
-            found = replace(found, layers=shown.layers)
-        self.show_scene(found)
+        layers = shown.layers if found.name == shown.name else self.datamanager.layers_of(found.name)
+        self.show_scene(replace(found, layers=layers))
 
     def show_scene(self, scene: ActiveScene) -> None:
         """Predict a scene and show it in every tool. Raises as :meth:`set_scene`; the one before then stays."""

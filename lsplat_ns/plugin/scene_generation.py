@@ -13,7 +13,7 @@ import functools
 import math
 import shutil
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lsplat_ns.checkpoints.mvldm_runs import WEIGHTS, load_mvldm
 from lsplat_ns.data.batches import PreparationConfig, network_scale, read_views
+from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.diffusion.sampler import GenerationProgress
 from lsplat_ns.diffusion.view_plan import plan_views
 from lsplat_ns.errors import ConfigError, LsplatError
@@ -33,7 +34,7 @@ from lsplat_ns.mvldm import MultiViewDiffusion
 from lsplat_ns.mvldm_acceleration import lower_precision
 from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames
-from lsplat_ns.plugin.generated_layers import GeneratedLayer, read_layer
+from lsplat_ns.plugin.generated_layers import FOLDER, GeneratedLayer, read_layer
 from lsplat_ns.plugin.generating import (
     PUBLISHED_SIZE,
     GenerationOptions,
@@ -44,8 +45,6 @@ from lsplat_ns.plugin.generation_tasks import GenerationTask
 from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.scene import Cameras
 
-FOLDER = "generated"
-"""Folder of a run that holds generated views."""
 MOST_VIEWS = 40
 MOST_FOLDERS = 999
 STEP_ASIDE = 0.25
@@ -64,7 +63,7 @@ class ProposedView:
 
     frame: int  # its number in the folder
     image: Tensor  # [3, height, width] in [0, 1]
-    video_from_camera: Tensor  # [4, 4], OpenCV, in the frame and units of the scene's video
+    lasting_from_camera: Tensor  # [4, 4], OpenCV, in the scene's lasting frame
     fov_y: float  # radians
     error: float  # inconsistency with its neighbours, 0 is best; NaN where they have too little in common
 
@@ -143,7 +142,7 @@ def poses_along(path: NerfstudioCameras, count: int) -> Tensor:
 
 
 def generation_task(scene: ActiveScene, poses: Tensor, run: Path) -> GenerationTask:
-    """What MV-LDM is asked for: the photos nearest to some cameras, and the cameras.
+    """What MV-LDM is asked for: the photos nearest to some cameras, and the cameras, in the scene's lasting frame.
 
     Generated views have the photos' field of view. Their size is the one that the run was trained at, as long as it
     covers what the scene's network looks at and the photos cover it; else what that network looks at.
@@ -159,23 +158,23 @@ def generation_task(scene: ActiveScene, poses: Tensor, run: Path) -> GenerationT
     """
     if not 1 <= len(poses) <= MOST_VIEWS:
         raise ConfigError(f"1 to {MOST_VIEWS} views are generated at once, not {len(poses)}")
-    video_from_nerfstudio = scene.nerfstudio_from_video.inverse()
-    in_video = video_from_nerfstudio.apply_to_poses(poses)
-    given = _nearest_photos(scene, in_video)
+    lasting = scene.lasting_from_video.apply_to_poses(scene.video.world_from_camera)
+    video = replace(scene.video, world_from_camera=lasting)
+    wanted = scene.nerfstudio_from_lasting.inverse().apply_to_poses(poses)
+    given = _nearest_photos(video, scene.choice.context, wanted)
     size = _size(scene, given, _trained_size(run))
-    scale = network_scale(scene.video, given, PreparationConfig(size))
-    context = read_views(scene.video, given, size, scale)
-    in_video[:, :3, 3] *= scale
+    scale = network_scale(video, given, PreparationConfig(size))
+    context = read_views(video, given, size, scale)
+    wanted[:, :3, 3] *= scale
     ones = torch.ones(1, len(poses))
     intrinsics = context.cameras.intrinsics_norm[:, :1].expand(1, len(poses), 3, 3).contiguous()
     frames = tuple(range(len(scene.video), len(scene.video) + len(poses)))
-    return GenerationTask(scene.name, context, Cameras(in_video[None], intrinsics, ones, ones), frames, scale)
+    return GenerationTask(scene.name, context, Cameras(wanted[None], intrinsics, ones, ones), frames, scale)
 
 
-def _nearest_photos(scene: ActiveScene, poses: Tensor) -> tuple[int, ...]:
-    """Of the context frames those nearest to cameras in the video's frame, in the order of the context."""
-    frames = scene.choice.context
-    centres = scene.video.world_from_camera[list(frames), :3, 3]
+def _nearest_photos(video: PosedVideo, frames: tuple[int, ...], poses: Tensor) -> tuple[int, ...]:
+    """Of some frames those nearest to cameras in the video's frame, in their order."""
+    centres = video.world_from_camera[list(frames), :3, 3]
     distance = torch.cdist(centres[None].float(), poses[None, :, :3, 3]).amin(-1)[0]
     nearest = sorted(distance.argsort(stable=True)[:MOST_GIVEN].tolist())
     return tuple(frames[place] for place in nearest)
@@ -311,11 +310,11 @@ def propose(scene: ActiveScene, task: GenerationTask, folder: GeneratedFolder, d
     """The finished views of a task with their scores (computed on ``device``), for a person to decide."""
     stored = StoredFrames(folder, task.frames)
     images = torch.stack([stored[frame] for frame in task.frames])
-    in_video = task.cameras.world_from_camera[0].clone()
-    in_video[:, :3, 3] /= task.scale
+    poses = task.cameras.world_from_camera[0].clone()
+    poses[:, :3, 3] /= task.scale
     fov_y = 2 * math.atan(0.5 / float(task.cameras.intrinsics_norm[0, 0, 1, 1]))
     errors = errors_of_views(task, images, device)
-    views = zip(task.frames, images, in_video, errors, strict=True)
+    views = zip(task.frames, images, poses, errors, strict=True)
     return Proposal(scene.name, folder.path, tuple(ProposedView(f, i, p, fov_y, e) for f, i, p, e in views))
 
 

@@ -19,9 +19,10 @@ from rich.markup import escape
 from torch import Tensor
 
 from lsplat_ns.checkpoints.exports import viewer_gaussians
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat
-from lsplat_ns.plugin.active_scene import ActiveScene, network_camera
+from lsplat_ns.plugin.active_scene import ActiveScene, check_perspective, network_camera
 from lsplat_ns.plugin.drawing import (
     DIFFERENCE,
     OUTPUTS,
@@ -33,7 +34,7 @@ from lsplat_ns.plugin.drawing import (
     with_spread,
 )
 from lsplat_ns.plugin.viewer_panel import ViewerPanel
-from lsplat_ns.plugin.viewing import Draw, FrameTimes, plain_message
+from lsplat_ns.plugin.viewing import EXPLAINED, Draw, FrameTimes, plain_message
 from lsplat_ns.scene import Cameras, Gaussians, VariationalGaussians
 
 
@@ -79,6 +80,7 @@ class SceneModel(SplatfactoModel):
         self._compared: Optional[Tuple[PredictedScene, PredictedScene]] = None  # the one shown, and the other
         self._exported: Optional[Tuple[PredictedScene, Dict[str, Tensor]]] = None
         self._predicted_at_step = 0
+        self._failure_said = ""
 
     # -------------------------------------------------------------------------------------------- the active scene
 
@@ -168,21 +170,33 @@ class SceneModel(SplatfactoModel):
     ) -> Dict[str, Tensor]:
         """Render one camera of any size.
 
-        Never raises: an exception would end the browser tab's render thread for good. Instead the picture says what is
-        wrong. Only the viewer's own interrupt passes.
+        Raises nothing in a viewer: an exception would end the browser tab's render thread for good. Instead the picture
+        says what is wrong. Only the viewer's own interrupt passes. A tool without a viewer ends with one line if it
+        wants a camera that cannot be drawn (fisheye, equirectangular), before it has written anything wrong.
 
         Returns:
             Tensors [height, width, channels]: rgb (decoded), rgb_splat, depth (z, nerfstudio units), accumulation,
             uncertainty, latent (a fixed projection to colour); in the viewer, and with ``compare_seed``, difference.
         """
         try:
+            check_perspective(camera)
             return self._outputs(camera, obb_box)
         except IOChangeException:
             raise
         except Exception as error:
-            logging.getLogger(__name__).exception("rendering failed")
-            CONSOLE.print(f"[red]Rendering failed: {type(error).__name__}: {escape(str(error))}")
+            if isinstance(error, ConfigError) and self.viewer_control.viewer is None:
+                raise SystemExit(f"error: {error}") from None
+            self._report_failure(error)
             return self._message(plain_message(error), camera)
+
+    def _report_failure(self, error: Exception) -> None:
+        """Say in the terminal why a picture could not be made: once, and not with every picture of a moving camera."""
+        said = f"{type(error).__name__}: {error}"
+        if said != self._failure_said:
+            self._failure_said = said
+            if not isinstance(error, EXPLAINED):
+                logging.getLogger(__name__).error("rendering failed", exc_info=error)
+            CONSOLE.print(f"[red]Rendering failed: {escape(said)}")
 
     def get_outputs(self, ray_bundle: NerfstudioCameras) -> Dict[str, Tensor]:
         """The same; some nerfstudio code calls this name."""
@@ -234,15 +248,16 @@ class SceneModel(SplatfactoModel):
         """The Gaussians that are drawn: those of the wanted kind, inside the crop box."""
         shown, kept = prediction.shown, self.viewer_control.kept(prediction.fused)
         if obb_box is not None:
-            inside = obb_box.within(self._means_in_nerfstudio(prediction)).to(self.device)
+            inside = self.inside(prediction, obb_box)
             kept = inside if kept is None else kept & inside
         if self.viewer_control.tinted:
             shown = tinted(shown, prediction.fused.generated)
         return shown if kept is None else shown.select(kept)
 
-    def _means_in_nerfstudio(self, prediction: PredictedScene) -> Tensor:
+    def inside(self, prediction: PredictedScene, box: OrientedBox) -> Tensor:
+        """A mask [G] of the Gaussians whose centres a crop box holds, which stands in nerfstudio's frame."""
         to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
-        return to_nerfstudio.apply_to_points(prediction.shown.means[0])
+        return box.within(to_nerfstudio.apply_to_points(prediction.shown.means[0])).to(self.device)
 
     @torch.no_grad()
     def view(
@@ -297,7 +312,7 @@ class SceneModel(SplatfactoModel):
 
     @property
     def gauss_params(self) -> Dict[str, Tensor]:
-        """The Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
+        """The finite Gaussians as splatfacto names them, in nerfstudio's frame; empty tensors before a scene is set.
 
         means [N, 3], log scales [N, 3], quats wxyz [N, 4], opacity logits [N, 1], features_dc [N, 3] and
         features_rest [N, 15, 3] in the basis of other viewers.
@@ -315,7 +330,7 @@ class SceneModel(SplatfactoModel):
     @torch.no_grad()
     def _splatfacto_params(self, prediction: PredictedScene) -> Dict[str, Tensor]:
         to_nerfstudio = prediction.scene.network_from_nerfstudio.inverse()
-        splats = viewer_gaussians(prediction.gaussians, to_nerfstudio, keep="all")
+        splats = viewer_gaussians(prediction.gaussians, to_nerfstudio, keep="finite")
         return {
             "means": splats.means,
             "scales": splats.log_scales,

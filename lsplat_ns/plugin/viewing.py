@@ -20,6 +20,16 @@ SECONDS_AT_REST = 0.25
 FAST_DECODING_MS = 30.0
 """A picture that is splatted and decoded in less is decoded while the camera moves, too."""
 HIGHEST_TEMPERATURE = 2.0
+IN_THE_PANEL = {
+    "state it with --fov": "state it under Photo angle and add the photos again",
+    "--fov": "Photo angle",
+    "; lower --size": "; end other programs on it, or generate with lsplat generate",
+    "generate in float32 (--acceleration off), or take": "take",
+    "; pass a folder that": "; it has to be where it was when the viewer was started: a folder that",
+    " can read with --data": " can read",
+    "delete it and call the command again": "take the layer back and generate anew",
+}
+"""What a person at the panel does where a message speaks of a command."""
 EXPLAINED = (LsplatError, OSError, MemoryError, torch.cuda.OutOfMemoryError)
 """Errors whose message says all; of others the terminal shows where they come from."""
 
@@ -65,12 +75,19 @@ def parse_context(text: str) -> tuple[int, ...] | Literal["auto"] | None:
     return frames
 
 
+def in_panel_words(message: str) -> str:
+    """A message of code that command line tools share, with fields of the panel for options of the command line."""
+    for option, in_the_panel in IN_THE_PANEL.items():
+        message = message.replace(option, in_the_panel)
+    return message
+
+
 def plain_message(error: BaseException) -> str:
-    """What went wrong, and what to do, for someone who does not read stack traces."""
+    """What went wrong, and what to do, for someone who looks at a browser and does not read stack traces."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "Out of memory: choose a smaller resolution (Max res) or fewer context views"
     if isinstance(error, LsplatError):
-        return str(error)
+        return in_panel_words(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     return f"{type(error).__name__}: {error} (more in the terminal)"

@@ -110,13 +110,31 @@ def test_the_viewers_interrupt_passes_through(pipeline: LatentSplatPipeline, mon
         pipeline.model.get_outputs_for_camera(camera_of(pipeline))
 
 
-def test_odd_cameras_are_drawn_all_the_same(pipeline: LatentSplatPipeline) -> None:
-    whole_numbers = camera_of(pipeline)
-    whole_numbers.camera_to_worlds = torch.eye(4, dtype=torch.int64)[None, :3]
-    fisheye = camera_of(pipeline)
-    fisheye.camera_type[...] = CameraType.FISHEYE.value
-    for camera in (whole_numbers, fisheye):
-        assert list(pipeline.model.get_outputs_for_camera(camera)) == NAMES
+def test_a_pose_of_whole_numbers_is_drawn_all_the_same(pipeline: LatentSplatPipeline) -> None:
+    camera = camera_of(pipeline)
+    camera.camera_to_worlds = torch.eye(4, dtype=torch.int64)[None, :3]
+    assert list(pipeline.model.get_outputs_for_camera(camera)) == NAMES
+
+
+@pytest.mark.parametrize("kind", [CameraType.FISHEYE, CameraType.EQUIRECTANGULAR, CameraType.VR180_L])
+def test_a_camera_that_splats_are_not_drawn_for_ends_a_tool_with_one_line_and_not_with_wrong_pictures(
+    pipeline: LatentSplatPipeline, kind: CameraType
+) -> None:
+    camera = camera_of(pipeline)
+    camera.camera_type[...] = kind.value
+    with pytest.raises(SystemExit, match=r"error: .* cameras cannot be drawn; take Perspective"):
+        pipeline.model.get_outputs_for_camera(camera)
+
+
+def test_gaussians_that_are_not_finite_are_not_handed_to_other_tools(pipeline: LatentSplatPipeline) -> None:
+    model = pipeline.model
+    count, prediction = len(model.gauss_params["means"]), model.prediction()
+    model._exported = None
+    prediction.gaussians.covariances[0, 3] = torch.nan
+    prediction.gaussians.means[0, 5, 1] = torch.inf
+    params = model.gauss_params
+    assert {len(values) for values in params.values()} == {count - 2}
+    assert all(bool(values.isfinite().all()) for values in params.values())
 
 
 def test_a_crop_box_removes_what_is_outside(pipeline: LatentSplatPipeline) -> None:

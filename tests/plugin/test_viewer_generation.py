@@ -264,7 +264,7 @@ def test_layers_stay_with_other_photos_and_headless_tools_show_them_too(shown: S
     quick.wait(lambda: model.active_scene.layers[0].opacity == 0.5, "half opacity")
     settle(quick, shown)
     here = seen(shown)
-    assert json.loads((shown.folder / "active_scene.json").read_text())["layers"][0]["opacity"] == 0.5
+    assert json.loads((shown.folder / "active_scene.json").read_text())["layers"][name][0]["opacity"] == 0.5
     quick.click("Save scene")
     quick.wait(lambda: quick.said("Scene saved"), "its config")
     settle(quick, shown)
@@ -315,7 +315,7 @@ def test_another_scene_forgets_what_was_proposed_and_keeps_no_layer(shown: Shown
     quick.set("Context", "1, 12")  # the viewer's frame is another one now; the views stand where they stood
     quick.wait(lambda: model.active_scene.choice.context == (1, 12), "frames 1 and 12")
     settle(quick, shown)
-    pose = model.active_scene.nerfstudio_from_video.apply_to_poses(part._proposal.views[0].video_from_camera)
+    pose = model.active_scene.nerfstudio_from_lasting.apply_to_poses(part._proposal.views[0].lasting_from_camera)
     np.testing.assert_allclose(part._frusta[0].position, VISER_NERFSTUDIO_SCALE_RATIO * pose[:3, 3], atol=1e-4)
     assert np.abs(part._frusta[0].position - before).max() > 1e-2
     quick.set("Go to", "next")

@@ -58,14 +58,15 @@ class DrawPart:
         self.panel.draws.start_latest(self._redraw, "draw")
 
     def _redraw(self) -> None:
-        model = self.panel.model
+        model, fields = self.panel.model, (self._mode, self._seed, self._temperature)
+        # Read here and not where it was clicked: clicks arrive on many threads, and the last values count.
+        mode, seed, temperature = wished = tuple(field.value for field in fields)
         with self.panel.telling("Drawing the scene"), self.panel.viewer.train_lock:
-            # Read here and not where it was clicked: clicks arrive on many threads, and the last values count.
-            model.show_draw(self._mode.value, int(self._seed.value), float(self._temperature.value))
+            model.show_draw(mode, int(seed), float(temperature))
             model.prediction()
         draw = model.draw  # also where the wished one could not be drawn: the fields tell what is shown
-        for field, value in ((self._mode, draw.mode), (self._seed, draw.seed), (self._temperature, draw.temperature)):
-            if field.value != value:
+        for field, wish, value in zip(fields, wished, (draw.mode, draw.seed, draw.temperature), strict=True):
+            if wish != value and field.value == wish:  # else it was changed meanwhile, and is drawn next
                 correct(field, value)
         self.panel.rerender()
 

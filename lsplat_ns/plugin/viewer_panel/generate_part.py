@@ -88,6 +88,13 @@ class GeneratePart:
         """Cancel the generation that runs, if one does."""
         self._progress.cancel()
 
+    def discard_proposal(self) -> None:
+        """Delete the views that nobody has decided about, when the program ends. The widgets are left alone."""
+        with self._deciding:
+            proposal, self._proposal = self._proposal, None
+        if proposal is not None:
+            proposal.discard()
+
     def begin_here(self, client: ClientHandle) -> None:
         """Generate what a tab looks at, and its neighbours."""
         self._start(client, HERE)
@@ -135,8 +142,7 @@ class GeneratePart:
 
         count = int(self._count.value)
         if where == SAVED_PATH:
-            path, _ = self.panel.saved_path()
-            return poses_along(path, count)
+            return poses_along(self.panel.saved_path(scene).cameras, count)
         camera = self.panel.camera_of(client, scene.preparation.image_size)
         pose = opencv_from_opengl(camera.camera_to_worlds.float().cpu())[0]
         return poses_here(pose, context_baseline(scene), count)
@@ -191,7 +197,7 @@ class GeneratePart:
                 self.panel.viewer.viser_server.scene,
                 f"/lsplat/generated/{number:03d}",
                 # The frame of the viewer follows from the context views, which may be others by now.
-                scene.nerfstudio_from_video.apply_to_poses(view.video_from_camera),
+                scene.nerfstudio_from_lasting.apply_to_poses(view.lasting_from_camera),
                 fov_y=view.fov_y,
                 aspect=width / height,
                 scale=self.panel.frustum_scale,
@@ -205,7 +211,7 @@ class GeneratePart:
     def _frusta_of_layers(self) -> list[CameraFrustumHandle]:
         scene, drawn = self.panel.model.active_scene, []
         for number, layer in enumerate(() if scene is None else scene.layers):
-            poses = scene.nerfstudio_from_video.apply_to_poses(layer.video.world_from_camera)
+            poses = scene.nerfstudio_from_lasting.apply_to_poses(layer.video.world_from_camera)
             for view in range(len(poses) if layer.visible else 0):
                 (height, width), focal = layer.video.read_size(view), float(layer.video.intrinsics_norm[view, 1, 1])
                 handle = add_frustum(

@@ -8,10 +8,10 @@ from lsplat_ns.plugin.viewer_panel.widgets import SAVED_PATH, ProgressRow
 from lsplat_ns.plugin.viewing import FramePacer
 
 if TYPE_CHECKING:
-    from nerfstudio.cameras.cameras import Cameras
     from viser import ClientHandle
 
     from lsplat_ns.plugin.scene_model import PredictedScene
+    from lsplat_ns.plugin.taking_away import StoredPath
     from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
 
 VIDEO_FRAMES, VIDEO_HEIGHT, VIDEO_RATE = 96, 256, 24
@@ -56,23 +56,32 @@ class KeepPart:
             outputs = model.view(prediction, camera.to(model.device), options=self.panel.options())
         client.send_file_download(f"{file_name(prediction.scene.name)}.png", png_bytes(outputs["rgb"]))
 
-    def _cameras(self, prediction: PredictedScene) -> tuple[Cameras, int]:
-        from lsplat_ns.plugin.taking_away import fly_through_cameras
+    def _chosen_path(self, prediction: PredictedScene) -> StoredPath:
+        from lsplat_ns.plugin.taking_away import StoredPath, fly_through_cameras
 
-        if self._path.value == FLY_THROUGH:
-            context = prediction.scene.nerfstudio_cameras(prediction.scene.choice.context)
-            return fly_through_cameras(context, VIDEO_FRAMES, VIDEO_HEIGHT), VIDEO_RATE
-        return self.panel.saved_path()
+        scene = prediction.scene
+        if self._path.value == SAVED_PATH:
+            return self.panel.saved_path(scene)
+        cameras = fly_through_cameras(scene.nerfstudio_cameras(scene.choice.context), VIDEO_FRAMES, VIDEO_HEIGHT)
+        return StoredPath(cameras, VIDEO_RATE, crop=None, scene=scene.name)
 
     def _render(self, client: ClientHandle) -> None:
         from lsplat_ns.plugin.taking_away import file_name, render_video
 
         panel, prediction = self.panel, self.panel.prediction()
         file = panel.run_dir / "renders" / f"{file_name(prediction.scene.name)}.mp4"
-        cameras, rate = self._cameras(prediction)
+        path = self._chosen_path(prediction)
         with self._progress.progressing() as progress:
-            lock = panel.viewer.train_lock
-            render_video(panel.model, prediction, cameras, file, frames_per_second=rate, progress=progress, lock=lock)
+            render_video(
+                panel.model,
+                prediction,
+                path.cameras,
+                file,
+                frames_per_second=path.frames_per_second,
+                crop=path.crop,
+                progress=progress,
+                lock=panel.viewer.train_lock,
+            )
         panel.say("Video rendered", str(file))
         client.send_file_download(file.name, file.read_bytes())
 
@@ -82,9 +91,9 @@ class KeepPart:
 
         panel, prediction = self.panel, self.panel.prediction()
         folder = panel.run_dir / "baked" / file_name(prediction.scene.name)
-        cameras, _ = self._cameras(prediction)
+        path, lock = self._chosen_path(prediction), panel.viewer.train_lock
         with self._progress.progressing() as progress:
-            command = bake(panel.model, prediction, cameras, folder, progress=progress, lock=panel.viewer.train_lock)
+            command = bake(panel.model, prediction, path.cameras, folder, crop=path.crop, progress=progress, lock=lock)
         self._tell_commands({"Train": command})
         panel.say("Dataset written", str(folder))
 

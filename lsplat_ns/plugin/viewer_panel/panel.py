@@ -21,7 +21,7 @@ from nerfstudio.viewer.viewer_elements import ViewerControl
 from rich.markup import escape
 from torch import Tensor
 
-from lsplat_ns.errors import ConfigError
+from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.geometry.trajectories import poses_between
 from lsplat_ns.plugin.active_scene import context_baseline
@@ -32,13 +32,14 @@ from lsplat_ns.plugin.viewer_panel.generate_part import GeneratePart
 from lsplat_ns.plugin.viewer_panel.keep_part import KeepPart
 from lsplat_ns.plugin.viewer_panel.look_part import LookPart
 from lsplat_ns.plugin.viewer_panel.scene_part import ScenePart
-from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
+from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO, buttons_labelled
 from lsplat_ns.plugin.viewing import (
     EXPLAINED,
     FAST_DECODING_MS,
     SECONDS_AT_REST,
     FramePacer,
     FrameTimes,
+    in_panel_words,
     plain_message,
 )
 
@@ -49,12 +50,14 @@ if TYPE_CHECKING:
     from viser import ClientHandle
 
     from lsplat_ns.fusion import FusedGaussians
+    from lsplat_ns.plugin.active_scene import ActiveScene
     from lsplat_ns.plugin.pipeline import LatentSplatPipeline
     from lsplat_ns.plugin.scene_model import PredictedScene, SceneModel
+    from lsplat_ns.plugin.taking_away import StoredPath
 
 ORBIT_BASELINES = 2.0
 """Distance of the point that the first camera orbits, in context baselines."""
-SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH = 0.3, 10.0
+SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH, SECONDS_TO_STORE = 0.3, 10.0, 5.0
 FRUSTUM_BASELINES, STEP_BACK = 0.03, 0.7
 """Size of drawn cameras, and how far the camera steps back from where views were generated, in context baselines."""
 DEPTH_BUFFER = "gl_z_buf_depth"
@@ -103,11 +106,15 @@ class ViewerPanel(ViewerControl):
             self.look_part = LookPart(self)
             self.generate_part = GeneratePart(self)
             self.keep_part = KeepPart(self)
+        for button in buttons_labelled(viewer.viser_server.gui, "Generate Command"):
+            button.on_click(lambda _: self._note_saved_path())
+        if viewer.trainer is None:
+            viewer.pause_train.visible = viewer.resume_train.visible = False  # nothing is trained
         viewer.viser_server.on_client_connect(self._welcome)
         atexit.register(self.finish)
 
     def finish(self) -> None:
-        """End all threads when the program ends: what long work began to write is taken away.
+        """End all threads when the program ends: what long work began to write, or only proposed, is taken away.
 
         A thread that computes while the interpreter goes aborts the whole process.
         """
@@ -115,6 +122,7 @@ class ViewerPanel(ViewerControl):
             part.cancel()
         for lane in (self.work, self.draws, self.scenes):
             lane.finish(SECONDS_TO_FINISH)
+        self.generate_part.discard_proposal()
         for machine in self._machines:
             machine.running = False
         for machine in self._machines:
@@ -252,11 +260,11 @@ class ViewerPanel(ViewerControl):
             raise ConfigError("this needs a run's folder to write into")
         return Path(run_dir)
 
-    def saved_path(self) -> tuple[Cameras, int]:
-        """The camera path that was saved last in the Render tab, and its frames per second.
+    def saved_path(self, scene: ActiveScene) -> StoredPath:
+        """The camera path that was saved last in the Render tab, for a scene. Says so if it was saved in another one.
 
         Raises:
-            ConfigError: If there is none.
+            ConfigError: If there is none, or its cameras are no perspective ones.
             SceneDataError: If it cannot be read.
         """
         from lsplat_ns.plugin.taking_away import read_camera_path, stored_paths
@@ -264,7 +272,22 @@ class ViewerPanel(ViewerControl):
         files = list(stored_paths(self.viewer.datapath).values())
         if not files:
             raise ConfigError("no camera path is saved: add cameras in the Render tab and press Generate Command")
-        return read_camera_path(files[0])
+        path = read_camera_path(files[0], scene)
+        if path.scene not in (None, scene.name):
+            self.say(f"Path of another scene: {files[0].stem}", f"it was saved in {path.scene}, not in {scene.name}")
+        return path
+
+    def _note_saved_path(self) -> None:
+        """After nerfstudio has stored a camera path, note in it to which scene it belongs."""
+        from lsplat_ns.plugin.taking_away import note_scene, stored_paths
+
+        scene, files = self.model.active_scene, list(stored_paths(self.viewer.datapath).values())
+        # Without cameras in the Render tab nothing was stored.
+        if scene is not None and files and time.time() - files[0].stat().st_mtime < SECONDS_TO_STORE:
+            try:
+                note_scene(files[0], scene)
+            except SceneDataError as error:
+                self.say("Path saved without its scene", str(error), failed=True)
 
     def begin(self, doing: str, work: Callable[[], None]) -> None:
         """Start long work, if none runs."""
@@ -289,6 +312,7 @@ class ViewerPanel(ViewerControl):
 
     def say(self, title: str, body: str = "", *, failed: bool = False) -> None:
         """Tell every tab, and the terminal."""
+        body = in_panel_words(body)
         colour = "red" if failed else ""
         CONSOLE.print(f"[{colour}]{escape(title)}[/] {escape(body)}" if failed else escape(f"{title} {body}".strip()))
         for client in self.clients():

@@ -52,6 +52,14 @@ class ScenePart:
             self._pick = gui.add_checkbox(
                 "Pick by clicking", False, hint="Draws the video's cameras; click two of them to see from these"
             )
+            self._angle = gui.add_number(
+                "Photo angle",
+                0.0,
+                min=0,
+                max=180,
+                step=1,
+                hint="Of photos that you add: degrees across the longer side; 0 takes what the camera noted",
+            )
             self._upload = gui.add_upload_button(
                 "Add two photos", mime_type="image/*", hint="One after the other; their poses are found by matching"
             )
@@ -185,7 +193,8 @@ class ScenePart:
         panel = self.panel
         with panel.telling("Finding the photos' poses"):
             size = panel.pipeline.datamanager.config.preparation.image_size
-            scene = add_photos(panel.run_dir, contents, size, lambda report: panel.say("Poses found", report))
+            angle = float(self._angle.value) or None
+            scene = add_photos(panel.run_dir, contents, size, lambda report: panel.say("Poses found", report), angle)
             self.wish(scene)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import viser.transforms
 from torch import Tensor
-from viser import CameraFrustumHandle, GuiApi, GuiButtonGroupHandle, SceneApi
+from viser import CameraFrustumHandle, GuiApi, GuiButtonGroupHandle, GuiButtonHandle, SceneApi
 
 from lsplat_ns.plugin.jobs import Progress
 
@@ -40,6 +40,12 @@ def repeatable(group: GuiButtonGroupHandle) -> GuiButtonGroupHandle:
     """A button group that hears the same button twice; viser takes the second click for no change."""
     group._impl.is_button = True
     return group
+
+
+def buttons_labelled(gui: GuiApi, label: str) -> list[GuiButtonHandle]:
+    """Buttons by the label that a person reads, nerfstudio's among them: it keeps no handles of its own."""
+    handles = gui._gui_input_handle_from_id.values()
+    return [handle for handle in handles if isinstance(handle, GuiButtonHandle) and handle._impl.label == label]
 
 
 def add_frustum(
