@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from pathlib import Path
 
 import torch
 import yaml
+from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.viewer.viewer import Viewer
+from torch import Tensor
 from untrained_runs import write_untrained_run
+from viser_tab import Hearing, Tab
 
 from lsplat_ns.plugin.pipeline import LatentSplatPipeline
 
@@ -45,6 +49,62 @@ class Shown:
         datamanager = self.pipeline.datamanager
         self.viewer.init_scene(datamanager.train_dataset, "completed", datamanager.eval_dataset)
         self.ids = datamanager.scene_ids()
+        self.hearing = Hearing(self.viewer.viser_server)
+
+    def tab(self, aspect: float = 1.5) -> Tab:
+        """A tab in which the scene is seen, from where the viewer put it."""
+        tab = Tab(self.port, aspect, self.hearing)
+        tab.wait(lambda: tab.has("Save scene") and tab.picture is not None and tab.moves > 0, "the panel and a picture")
+        self.settle(tab)
+        return tab
+
+    def settle(self, tab: Tab) -> None:
+        """Wait until the panel does nothing any more and the tab knows of all that it did."""
+        panel = self.pipeline.model.viewer_control
+        tab.be_heard()
+        # In this order: work may end by wishing for a scene, and a scene by drawing.
+        tab.wait(lambda: not (panel.work.busy or panel.scenes.busy or panel.draws.busy), "the end of all work")
+        tab.catch_up()
+        tab.be_heard()  # where the panel moved the camera, the tab has said so
+
+    def seen(self, camera: Cameras) -> dict[str, Tensor]:
+        """What the viewer shows of a camera at rest, which is decoded."""
+        model = self.pipeline.model
+        while True:
+            moved = self.viewer.last_move_time
+            if model.viewer_control.at_rest:
+                outputs = model.get_outputs_for_camera(camera)
+                if self.viewer.last_move_time == moved:
+                    return outputs
+            time.sleep(0.02)
+
+    def generate(self, tab: Tab, button: str = "Generate") -> None:
+        """Generate views as the tab's widgets say."""
+        tab.notifications.clear()
+        tab.click(button)
+        tab.wait(lambda: tab.said("views generated"), "generated views")
+        self.settle(tab)
+        assert tab.visible("Lift accepted views")
+
+    def lift(self, tab: Tab) -> None:
+        """Generate views and lift them."""
+        layers = len(self.pipeline.model.active_scene.layers)
+        self.generate(tab)
+        tab.click("Lift accepted views")
+        tab.wait(lambda: len(self.pipeline.model.active_scene.layers) == layers + 1, "a layer")
+        self.settle(tab)
+
+    def folders_of_views(self) -> set[Path]:
+        """Where generated views are."""
+        folder = self.folder / "generated"
+        return set(folder.iterdir()) if folder.is_dir() else set()
+
+    def without_layers(self, tab: Tab) -> None:
+        """Take all generated layers away."""
+        while layers := len(self.pipeline.model.active_scene.layers):
+            tab.click("Undo last layer")
+            tab.wait(lambda: len(self.pipeline.model.active_scene.layers) < layers, "undoing")
+            self.settle(tab)
 
     def close(self) -> None:
         self.pipeline.model.viewer_control.finish()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,25 +15,103 @@ import msgspec
 import numpy as np
 from PIL import Image
 from viser import ViserServer
+from viser._messages import (
+    FileTransferPart,
+    FileTransferStart,
+    GuiUpdateMessage,
+    RemoveSceneNodeMessage,
+    SceneNodeClickMessage,
+    ViewerCameraMessage,
+)
+from viser.infra import WebsockClientConnection, WebsockMessageHandler
 from viser.transforms import SO3
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+PATIENCE = 180.0
+"""Seconds to wait for what has to happen. Only what never happens takes so long; a busy machine may stall meanwhile."""
+OF_THE_SERVER = (GuiUpdateMessage, SceneNodeClickMessage, FileTransferStart, FileTransferPart)
+"""Messages that the server handles, and not what stands for one tab there."""
 
-SECONDS_TO_HEAR = 30
+
+class Hearing:
+    """What tabs said to a server of this process, and how much of it the server has dealt with, callbacks included.
+
+    viser hands each message to any thread of a pool, so that of two that follow within a millisecond the later may be
+    heard first. A person is slower than that. So is a tab with a hearing: it goes on once what it said is dealt with.
+    All tabs of the server share one.
+    """
+
+    def __init__(self, server: ViserServer) -> None:
+        self._server, self._numbers = server._websock_server, itertools.count()
+        self._connections: dict[int, WebsockClientConnection] = {}
+        self._lock = threading.Lock()
+        self._said = self._dealt_with = 0
+        self._listen_to(self._server)
+        self._server.on_client_connect(self._take_connection)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was said is dealt with."""
+        with self._lock:
+            return self._said == self._dealt_with
+
+    def say(self, send: Callable[[], None]) -> None:
+        """Count what is sent."""
+        with self._lock:
+            self._said += 1
+        send()
+
+    def mark(self) -> str:
+        """Send every tab the removal of a scene node of a new name, behind all that it has been sent so far: once among
+        what all tabs get, and once among its own."""
+        name = f"/mark/{next(self._numbers)}"
+        for sender in (self._server, *(self._connections[client] for client in self._server._client_state_from_id)):
+            while not self._send_last(sender, RemoveSceneNodeMessage(name)):
+                time.sleep(0.01)
+        return name
+
+    @staticmethod
+    def _send_last(sender: WebsockMessageHandler, message: RemoveSceneNodeMessage) -> bool:
+        """What is said in an atomic block waits for its end, in a queue that messages behind it do not pass through."""
+        with sender._atomic_lock:
+            if sender._queued_messages.empty():
+                sender.unsafe_send_message(message)
+                return True
+        return False
+
+    def _take_connection(self, connection: WebsockClientConnection) -> None:
+        self._connections[connection.client_id] = connection
+        self._listen_to(connection)
+
+    def _listen_to(self, receiver: WebsockMessageHandler) -> None:
+        """Cameras are heard by connections, all else by the server."""
+        handlers = receiver._incoming_handlers
+        kinds = OF_THE_SERVER if receiver is self._server else (ViewerCameraMessage,)
+        for kind in kinds:
+            handlers[kind] = [self._noting(handlers[kind])]
+
+    def _noting(self, handlers: list[Callable[[int, Any], None]]) -> Callable[[int, Any], None]:
+        def handle(client: int, message: Any) -> None:
+            try:
+                for handler in handlers:
+                    handler(client, message)
+            finally:
+                with self._lock:
+                    self._dealt_with += 1
+
+        return handle
 
 
 class Tab:
     """One tab. Widgets are addressed by the label that a person reads.
 
-    viser hands each message to any thread of a pool, so that of two that follow within a millisecond the later may be
-    heard first. A person is slower than that. So is a tab that is given the server of this process: it goes on once
-    what it said has been heard.
+    What is seen is replaced and never changed, since another thread than the one that looks takes the messages.
     """
 
-    def __init__(self, port: int, aspect: float = 1.5, server: ViserServer | None = None) -> None:
+    def __init__(self, port: int, aspect: float = 1.5, hearing: Hearing | None = None) -> None:
         self.aspect = aspect
-        self._server = server
+        self.hearing, self.patient = hearing, True
         self.widgets: dict[str, dict[str, Any]] = {}
         self.notifications: list[tuple[str, str]] = []
         self.downloads: dict[str, bytes] = {}
@@ -39,26 +119,40 @@ class Tab:
         self.pictures = 0
         self.moves = 0  # by the server
         self.position, self.wxyz = (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)
-        self.nodes: set[str] = set()
+        self.nodes: frozenset[str] = frozenset()
+        self._removed: Counter[str] = Counter()
         self._parts: dict[str, dict[str, Any]] = {}
-        self._socket = connect(f"ws://127.0.0.1:{port}", max_size=None, compression=None)
+        self._socket = connect(f"ws://127.0.0.1:{port}", max_size=None, compression=None, open_timeout=PATIENCE)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
         self.look((0.0, 0.0, 0.0))
 
     def close(self) -> None:
+        self.be_heard()
         self._socket.close()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=PATIENCE)
 
     # ------------------------------------------------------------------------------------------- what a person does
 
     def send(self, kind: str, **fields: Any) -> None:
-        self._socket.send(msgspec.msgpack.encode({"type": kind, **fields}))
+        self._say(kind, **fields)
+        if self.patient:
+            self.be_heard()
+
+    def be_heard(self) -> None:
+        """Wait until the server has dealt with all that was said, if it is one of this process."""
+        if self.hearing is not None:
+            self.wait(lambda: self.hearing.complete, "hearing")
 
     def look(self, position: Sequence[float], wxyz: Sequence[float] | None = None) -> None:
+        self._turn(position, wxyz)
+        if self.patient:
+            self.be_heard()
+
+    def _turn(self, position: Sequence[float], wxyz: Sequence[float] | None = None) -> None:
         self.position = tuple(map(float, position))
         self.wxyz = self.wxyz if wxyz is None else tuple(map(float, wxyz))
-        self.send(
+        self._say(
             "ViewerCameraMessage", wxyz=self.wxyz, position=self.position, fov=0.9, aspect=self.aspect,
             look_at=(0.0, 0.0, 1.0), up_direction=(0.0, 0.0, 1.0),
         )  # fmt: skip
@@ -66,9 +160,7 @@ class Tab:
     def set(self, label: str, value: Any) -> None:
         widget = self._widget(label)
         widget["value"] = value
-        heard = self._hearing(widget["id"], value)
         self.send("GuiUpdateMessage", id=widget["id"], updates={"value": value})
-        self.wait(heard, f"hearing of {label} = {value!r}", SECONDS_TO_HEAR)
 
     def click(self, label: str) -> None:
         self.set(label, True)
@@ -99,17 +191,28 @@ class Tab:
     def said(self, words: str) -> bool:
         return any(words in f"{title} {body}" for title, body in self.notifications)
 
-    def wait(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{what} did not happen; told: {self.notifications[-5:]}"
-            time.sleep(0.05)
+            time.sleep(0.02)
 
-    def wait_for_picture(self, seconds: float = 60) -> np.ndarray:
-        """The next picture that arrives."""
-        before = self.pictures
-        self.wait(lambda: self.pictures > before, "a new picture", seconds)
-        return self.picture
+    def wait_for_picture(self, condition: Callable[[np.ndarray], bool] = lambda _: True) -> np.ndarray:
+        """The next picture that arrives and is as wanted; the first one may have been made a while ago."""
+        before, found = self.pictures, []
+
+        def came() -> bool:
+            if self.pictures > before and condition(self.picture):
+                found.append(self.picture)
+            return bool(found)
+
+        self.wait(came, "a new picture")
+        return found[0]
+
+    def catch_up(self) -> None:
+        """Wait until all that the server of this process has sent so far is here."""
+        name = self.hearing.mark()
+        self.wait(lambda: self._removed[name] == 2, "the latest message")
 
     # ------------------------------------------------------------------------------------------------------ messages
 
@@ -119,15 +222,14 @@ class Tab:
                 return widget
         raise AssertionError(f"no widget {label}; there are {[w.get('label') for w in self.widgets.values()]}")
 
-    def _hearing(self, widget: str, value: Any) -> Callable[[], bool]:
-        """Whether the server has heard of a change that is about to be sent."""
-        handles = {} if self._server is None else self._server.gui._gui_input_handle_from_id
-        if widget not in handles:
-            return lambda: True
-        state = handles[widget]._impl
-        before = state.update_timestamp
-        unchanged = not state.is_button and state.value == value  # which is no news to viser
-        return lambda: unchanged or state.update_timestamp != before or widget not in handles
+    def _say(self, kind: str, **fields: Any) -> None:
+        def send() -> None:
+            self._socket.send(msgspec.msgpack.encode({"type": kind, **fields}))
+
+        if self.hearing is None:
+            send()
+        else:
+            self.hearing.say(send)
 
     def _listen(self) -> None:
         with contextlib.suppress(ConnectionClosed, OSError):
@@ -147,32 +249,33 @@ class Tab:
             self.picture = np.asarray(Image.open(io.BytesIO(message["rgb_bytes"])).convert("RGB"))
             self.pictures += 1
         elif kind in ("CameraFrustumMessage", "GaussianSplatsMessage"):
-            self.nodes.add(message["name"])
+            self.nodes |= {message["name"]}
         elif kind == "RemoveSceneNodeMessage":
-            self.nodes.discard(message["name"])
+            self.nodes -= {message["name"]}
+            self._removed[message["name"]] += 1
         elif kind.startswith("SetCamera"):
             self._obey(kind, message)
 
     def _obey(self, kind: str, message: dict[str, Any]) -> None:
         """Move as the server says, and say so, as a browser does."""
         if kind == "SetCameraOrientationMessage":
-            self.look(self.position, message["wxyz"])
+            self._turn(self.position, message["wxyz"])
         elif kind == "SetCameraPositionMessage":
             self.moves += 1
-            self.look(message["position"])
+            self._turn(message["position"])
         elif kind == "SetCameraLookAtMessage":
             forward = np.asarray(message["look_at"]) - self.position
             right = np.cross(forward, (0.0, 0.0, 1.0))
             axes = np.stack([axis / np.linalg.norm(axis) for axis in (right, np.cross(forward, right), forward)], 1)
-            self.look(self.position, SO3.from_matrix(axes).wxyz)
+            self._turn(self.position, SO3.from_matrix(axes).wxyz)
 
     def _take_widget(self, kind: str, message: dict[str, Any]) -> None:
         if kind.startswith("GuiAdd"):
-            self.widgets[message["id"]] = message
+            self.widgets = {**self.widgets, message["id"]: message}
         elif kind == "GuiUpdateMessage" and message["id"] in self.widgets:
             self.widgets[message["id"]].update(message["updates"])
         elif kind == "GuiRemoveMessage":
-            self.widgets.pop(message["id"], None)
+            self.widgets = {name: widget for name, widget in self.widgets.items() if name != message["id"]}
 
     def _take_file(self, kind: str, message: dict[str, Any]) -> None:
         if kind == "FileTransferStart":

@@ -47,21 +47,10 @@ def quick(shown: Shown, mvldm: Path) -> Iterator[Tab]:
     tab.close()
 
 
-def lift(tab: Tab, shown: Shown) -> None:
-    """Generate and lift a view."""
-    layers = len(shown.pipeline.model.active_scene.layers)
-    tab.click("Generate")
-    tab.wait(lambda: tab.visible("Lift accepted views"), "generated views")
-    shown.settle(tab)
-    tab.click("Lift accepted views")
-    tab.wait(lambda: len(shown.pipeline.model.active_scene.layers) == layers + 1, "a layer")
-    shown.settle(tab)
-
-
 def test_the_layers_of_a_scene_come_back_with_it_and_a_later_viewer_knows_them(shown: Shown, quick: Tab) -> None:
     model, datamanager = shown.pipeline.model, shown.pipeline.datamanager
     name = model.active_scene.name
-    lift(quick, shown)
+    shown.lift(quick)
     quick.set("Layer opacity", 0.5)
     quick.wait(lambda: model.active_scene.layers[0].opacity == 0.5, "half opacity")
     shown.settle(quick)
@@ -79,21 +68,17 @@ def test_the_layers_of_a_scene_come_back_with_it_and_a_later_viewer_knows_them(s
 
 
 def test_views_that_nobody_decided_about_are_deleted_when_the_viewer_ends(shown: Shown, quick: Tab) -> None:
-    quick.click("Generate")
-    quick.wait(lambda: quick.visible("Lift accepted views"), "generated views")
-    shown.settle(quick)
-    assert list((shown.folder / "generated").iterdir()) != []
+    before = shown.folders_of_views()
+    shown.generate(quick)
+    assert len(shown.folders_of_views() - before) == 1
     shown.pipeline.model.viewer_control.finish()
-    assert list((shown.folder / "generated").iterdir()) == []
+    assert shown.folders_of_views() == before
     quick.click("Discard all")
 
 
 def test_views_of_a_layer_that_is_taken_back_are_deleted_unless_a_saved_scene_has_them(
     shown: Shown, quick: Tab
 ) -> None:
-    def folders() -> list[Path]:
-        return list((shown.folder / "generated").iterdir())
-
     def save() -> None:
         quick.notifications.clear()
         quick.click("Save scene")
@@ -102,9 +87,9 @@ def test_views_of_a_layer_that_is_taken_back_are_deleted_unless_a_saved_scene_ha
 
     model = shown.pipeline.model
     name = model.active_scene.name
-    for folder in folders():
+    for folder in shown.folders_of_views():
         shutil.rmtree(folder)
-    lift(quick, shown)
+    shown.lift(quick)
     quick.set("Show layer", False)
     quick.wait(lambda: not model.active_scene.layers[0].visible, "the layer hidden")
     shown.settle(quick)
@@ -113,13 +98,15 @@ def test_views_of_a_layer_that_is_taken_back_are_deleted_unless_a_saved_scene_ha
     assert not again.visible  # a later viewer knows of it
     save()
     shown.without_layers(quick)
-    assert len(folders()) == 1 and "layers" not in json.loads((shown.folder / "active_scene.json").read_text())
-    lift(quick, shown)
-    assert len(folders()) == 2
+    assert len(shown.folders_of_views()) == 1 and "layers" not in json.loads(
+        (shown.folder / "active_scene.json").read_text()
+    )
+    shown.lift(quick)
+    assert len(shown.folders_of_views()) == 2
     shown.without_layers(quick)
-    assert len(folders()) == 1  # the saved scene's
+    assert len(shown.folders_of_views()) == 1  # the saved scene's
     save()
-    assert folders() == [] and not (shown.folder / "scenes" / f"{name}.layers.json").exists()
+    assert shown.folders_of_views() == set() and not (shown.folder / "scenes" / f"{name}.layers.json").exists()
 
 
 def test_nothing_is_deleted_where_a_note_cannot_be_read_or_outside_the_folder_of_generated_views(
