@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal, Optional, Tuple
 
@@ -138,7 +138,7 @@ def _name_of(config: DataParserConfig) -> str:
 
 def _in_one_line(error: Exception) -> str:
     """What an exception of foreign code says, with its type where the message alone is no sentence."""
-    message = next(iter(str(error).splitlines()), "")
+    message = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__} {message}".strip() if " " not in message else message
 
 
@@ -273,22 +273,32 @@ def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
     file = data / "transforms.json" if data.is_dir() else data
     if isinstance(dataparser.config, NerfstudioDataParserConfig) and file.exists():
         check_transforms(file, CAMERA_MODEL_TO_TYPE)
-    splits, reasons = [], []
+    splits, reasons = [], {}
     for split in ("train", "val", "test"):
         try:
-            splits.append(dataparser.get_dataparser_outputs(split=split))
+            outputs = dataparser.get_dataparser_outputs(split=split)
+            if outputs.image_filenames and outputs.cameras.shape != (len(outputs.image_filenames),):
+                raise ValueError("its cameras are not one for each image")  # instant-ngp-data's, of a single image
+            splits.append(outputs)
         except ZeroDivisionError:  # nerfstudio divides by the spread of the cameras
             raise SceneDataError(ONE_CAMERA_PLACE.format(data)) from None
         except Exception as error:  # each dataparser has its own ways to fail
-            reasons.append(_in_one_line(error))
+            reasons[split] = _in_one_line(error)
+    name = _name_of(dataparser.config)
     if not splits:
-        raise SceneDataError(f"{_name_of(dataparser.config)} cannot read {data}: {reasons[0]}")
+        raise SceneDataError(f"{name} cannot read {data}: {reasons['train']}")
+    for split, reason in reasons.items():
+        _say_once(f"{name} leaves out the {split} split of {data}: {reason}")
     return splits
 
 
+@cache
+def _say_once(note: str) -> None:
+    """Print a note, the first time that a capture of this process has it."""
+    CONSOLE.print(f"[yellow]{escape(note)}")
+
+
 def _photos_of(outputs: DataparserOutputs, data: Path) -> Iterator[_Photo]:
-    if not outputs.image_filenames:  # then cameras have no shape
-        return
     cameras: Cameras = outputs.cameras
     poses = opencv_from_opengl(cameras.camera_to_worlds)
     intrinsics = intrinsics_norm_from_px(

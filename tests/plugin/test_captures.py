@@ -488,12 +488,22 @@ def test_frames_are_counted_by_the_numbers_in_their_names(tmp_path: Path) -> Non
     [
         (DycheckDataParserConfig, "dycheck-data cannot read .*No such file or directory"),
         (BlenderDataParserConfig, "blender-data cannot read .*No such file or directory"),
-        (InstantNGPDataParserConfig, "instant-ngp-data found no image in"),
+        (InstantNGPDataParserConfig, "instant-ngp-data cannot read .*: No image files found"),
     ],
 )
 def test_a_folder_of_another_kind_is_one_line_from_every_dataparser(
-    capture: Path, config: type[DataParserConfig], message: str
+    tmp_path: Path, config: type[DataParserConfig], message: str
 ) -> None:
+    (tmp_path / "transforms.json").write_text('{"frames": []}')
     with pytest.raises(SceneDataError, match=message) as caught:
-        read_capture(open_dataparser(config(data=capture)))
+        read_capture(open_dataparser(config(data=tmp_path)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_cannot_be_read_is_said_and_the_others_are_used(
+    capture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_camera_in_val = open_dataparser(InstantNGPDataParserConfig(data=capture))  # where nerfstudio loses its shape
+    assert len(read_capture(one_camera_in_val)[0]) == 13
+    said = " ".join(capsys.readouterr().out.split())
+    assert "instant-ngp-data leaves out the val split of" in said and "not one for each image" in said
