@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lsplat_ns.data.atomic_files import replacing
-from lsplat_ns.data.layouts import chunk_files, layout_of, split_folders
+from lsplat_ns.data.layouts import chunk_files, layout_of, lies_in, split_folders
 from lsplat_ns.data.re10k import read_chunk
 from lsplat_ns.errors import ConfigError, SceneDataError
 
@@ -44,7 +44,7 @@ def scan_chunks(folder: Path, on_chunk: Callable[[str], None] | None = None) -> 
     scan = ChunkScan(folder)
     for path in chunk_files(folder):
         try:
-            if folder.resolve() not in path.resolve().parents:
+            if not lies_in(folder, path):
                 raise SceneDataError(f"{path} is a link to a file outside {folder}; link the folder, or copy the file")
             scenes = read_chunk(path)
         except SceneDataError as error:

@@ -43,6 +43,14 @@ def chunk_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if path.is_file())
 
 
+def lies_in(folder: Path, path: Path) -> bool:
+    """Whether a path, with links followed, leads into a folder. False for one that no file can have."""
+    try:
+        return folder.resolve() in path.resolve().parents
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, a link to itself
+        return False
+
+
 def split_folders(root: Path) -> list[Path]:
     """The folders of a RealEstate10k dataset that hold chunks, sorted; ``root`` itself where it holds some.
 

@@ -10,7 +10,7 @@ import gc
 import io
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lsplat_ns.data.layouts import lies_in
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.sources import OnBroken
 from lsplat_ns.errors import SceneDataError
@@ -138,13 +139,12 @@ def _read_index(root: Path, split: str) -> dict[str, str]:
         ) from None
     if not chunks:
         raise SceneDataError(f"{index_path} lists no scene; write it anew with {rewrite}")
-    inside = folder.resolve()
     for chunk in sorted(set(chunks.values())):
-        path = (folder / chunk).resolve()
-        if inside not in path.parents:
-            raise SceneDataError(
-                f"{index_path} names {chunk}, which lies outside {folder}; write it anew with {rewrite}"
-            )
+        path = folder / chunk
+        if not lies_in(folder, path):
+            linked = (folder / Path(chunk).name).is_symlink()
+            mend = "link the whole folder, or copy the file" if linked else f"write it anew with {rewrite}"
+            raise SceneDataError(f"{index_path} names {chunk!r}, which lies outside {folder}; {mend}")
         if not path.is_file():
             raise SceneDataError(
                 f"{index_path} names chunk {chunk}, which is not in {folder}; download it again, "
@@ -173,9 +173,9 @@ def read_chunk(path: Path) -> list[dict]:
             "it carries pickled code, which is never run" if code else "it is cut short, or was not made by torch.save"
         )
         raise SceneDataError(f"cannot read chunk {path}: {reason}; download it again") from None
-    if not isinstance(scenes, list):
+    if not isinstance(scenes, (list, tuple)):
         raise SceneDataError(f"chunk {path} holds a {type(scenes).__name__}, not a list of scenes")
-    return scenes
+    return list(scenes)
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def scene_video(scene: dict, path: Path) -> PosedVideo:
         key, rows, images = str(scene["key"]), scene["cameras"], scene["images"]
     except (KeyError, TypeError):
         raise SceneDataError(f"a scene of {path} lacks key, cameras or images") from None
-    if not isinstance(images, list):
+    if not isinstance(images, (list, tuple)):
         raise SceneDataError(f"the images of scene {key} of {path} are a {type(images).__name__}, not a list")
     numbers = isinstance(rows, Tensor) and rows.is_floating_point() and rows.layout == torch.strided
     if not numbers or rows.is_meta or rows.ndim != 2 or rows.shape[1] != 18 or len(rows) != len(images):
@@ -214,7 +214,7 @@ def scene_video(scene: dict, path: Path) -> PosedVideo:
             f"{found}; download it again"
         )
     try:
-        world_from_camera, intrinsics_norm = cameras_from_re10k_rows(rows)
+        world_from_camera, intrinsics_norm = cameras_from_re10k_rows(rows.detach())
     except torch.linalg.LinAlgError:
         raise SceneDataError(f"scene {key} of {path} has a camera pose that cannot be inverted") from None
     frames = _Frames(f"scene {key} in {path.name}", images)
@@ -233,7 +233,7 @@ class _Frames:
     """The compressed images of a scene: uint8 tensors, one file each."""
 
     where: str
-    files: list[Tensor]
+    files: Sequence[Tensor]
     _sizes: dict[int, tuple[int, int]] = field(default_factory=dict)  # of headers read so far
 
     def read_image(self, frame: int) -> np.ndarray:
@@ -259,7 +259,7 @@ class _Frames:
     def _open(self, frame: int) -> Image.Image:
         try:
             file = self.files[frame]
-            if not file.is_contiguous():  # may pretend to be far longer than what is stored
+            if file.nbytes > file.untyped_storage().nbytes():  # pretends to be longer than what is stored
                 raise TypeError
             return Image.open(io.BytesIO(file.numpy().tobytes()), formats=IMAGE_FORMATS)
         except (OSError, AttributeError, TypeError, RuntimeError, SyntaxError, Image.DecompressionBombError):

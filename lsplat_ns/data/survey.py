@@ -9,7 +9,7 @@ from pathlib import Path
 from lsplat_ns.data.co3d import Co3dSplit
 from lsplat_ns.data.indexing import INDEX, ChunkScan, read_index, scan_chunks
 from lsplat_ns.data.inspection import Entries, Problem, SplitInspection
-from lsplat_ns.data.layouts import chunk_files, layout_of, split_folders
+from lsplat_ns.data.layouts import chunk_files, layout_of, lies_in, split_folders
 from lsplat_ns.data.published_indices import find_evaluation_indices
 from lsplat_ns.data.re10k import Re10kSplit
 from lsplat_ns.data.view_sampling import read_evaluation_index
@@ -98,8 +98,8 @@ def _index_problems(scan: ChunkScan) -> Iterator[Problem]:
         return
     named = Counter(index.values())
     for chunk, count in sorted(named.items()):
-        if scan.folder.resolve() not in (scan.folder / chunk).resolve().parents:
-            yield Problem("index", f"{path} names {chunk}, outside the folder; write it anew with {mend}")
+        if not lies_in(scan.folder, scan.folder / chunk):
+            yield Problem("index", f"{path} names {chunk!r}, outside the folder; write it anew with {mend}")
         elif not (scan.folder / chunk).is_file():
             yield Problem("index", f"{path} names {chunk} for {count} scenes, but it is absent; download it, or {mend}")
     absent = Counter(chunk for scene, chunk in index.items() if scan.chunk_of_scene.get(scene) != chunk)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 from pathlib import Path
@@ -189,6 +190,19 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, file: object) -> None:
     assert video.read_image(2).shape == (36, 64, 3)
 
 
+def test_tensors_may_be_stored_in_unusual_ways(tmp_path: Path) -> None:
+    usual, unusual = scene("a"), scene("a")
+    unusual["images"] = tuple(torch.stack([image, image], 1)[:, 1] for image in usual["images"])  # every second byte
+    unusual["cameras"] = torch.nn.Parameter(usual["cameras"].double())
+    videos = [
+        Re10kSplit.open(write(tmp_path / name, {"0.torch": [stored]}), "train").read_scene("a")
+        for name, stored in (("usual", usual), ("unusual", unusual))
+    ]
+    np.testing.assert_array_equal(videos[1].read_image(3), videos[0].read_image(3))
+    torch.testing.assert_close(videos[1].world_from_camera, videos[0].world_from_camera, check_dtype=False)
+    assert not videos[1].world_from_camera.requires_grad
+
+
 def test_a_frame_cut_in_half_is_named(tmp_path: Path) -> None:
     cut = scene("cut")
     cut["images"][3] = cut["images"][3][: len(cut["images"][3]) // 2]
@@ -241,8 +255,12 @@ def test_broken_folders_are_explained(tmp_path: Path) -> None:
     assert "names chunk 0.torch, which is not in" in message(root)
     (root / "train" / "index.json").write_text('{"a": "../../secret.torch"}')
     assert "outside" in message(root)
-    (root / "train" / "index.json").write_text('{"a": "/etc/passwd"}')
-    assert "outside" in message(root)
+    for chunk in ("/etc/passwd", "x\0.torch", "."):
+        (root / "train" / "index.json").write_text(json.dumps({"a": chunk}))
+        assert "outside" in message(root) and "write it anew" in message(root)
+    (root / "train" / "1.torch").symlink_to(write(tmp_path / "e", {"1.torch": [scene("b")]}) / "train" / "1.torch")
+    (root / "train" / "index.json").write_text('{"b": "1.torch"}')
+    assert "outside" in message(root) and "link the whole folder, or copy the file" in message(root)
     for content in ("not json", "[1, 2]", "\udcff"):
         (root / "train" / "index.json").write_bytes(content.encode(errors="surrogateescape"))
         assert "not a JSON object" in message(root)
