@@ -165,8 +165,11 @@ class Tab:
     def click(self, label: str) -> None:
         self.set(label, True)
 
+    def id_of(self, label: str) -> str:
+        return self._widget(label)["id"]
+
     def upload(self, label: str, name: str, content: bytes, claimed: int | None = None) -> None:
-        common = {"source_component_id": self._widget(label)["id"], "transfer_uuid": f"{name}-{time.monotonic_ns()}"}
+        common = {"source_component_id": self.id_of(label), "transfer_uuid": f"{name}-{time.monotonic_ns()}"}
         size = len(content) if claimed is None else claimed
         self.send("FileTransferStart", **common, filename=name, mime_type="image/jpeg", part_count=1, size_bytes=size)
         self.send("FileTransferPart", **common, part=0, content=content)

@@ -34,6 +34,7 @@ from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.recipes import tiny_trainer
 from lsplat_ns.plugin.viewer_panel import ViewerPanel, draw_part, keep_part
 from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
+from lsplat_ns.plugin.viewer_panel.widgets import SECONDS_TO_CORRECT, correct
 
 VIDEO_FRAMES, VIDEO_HEIGHT = 24, 128
 """Of videos in these tests; a person gets longer ones."""
@@ -373,6 +374,30 @@ def test_uploads_are_pictures_of_limited_size_and_never_name_a_path(shown: Shown
     assert not (shown.folder.parent / "evil.jpg").exists() and not (shown.folder.parent.parent / "evil.jpg").exists()
     after = sorted(path for path in shown.folder.rglob("*") if "partial" not in path.name)
     assert [path for path in after if path not in before and path.name != "added_photos"] == []
+
+
+def test_an_upload_whose_content_overtakes_its_announcement_is_taken(shown: Shown, tab: Tab) -> None:
+    common = {"source_component_id": tab.id_of("Add two photos"), "transfer_uuid": "overtaken"}
+    tab.patient = False
+    tab.send("FileTransferPart", **common, part=0, content=b"x")
+    tab.send("FileTransferStart", **common, filename="x.jpg", mime_type="image/jpeg", part_count=1, size_bytes=1)
+    tab.patient = True
+    tab.wait(lambda: tab.said("First photo is here"), "the photo")
+    tab.upload("Add two photos", "second.jpg", b"y")
+    tab.wait(lambda: tab.said("photo 1"), "the refusal of what is no picture")
+    shown.settle(tab)
+
+
+def test_a_field_that_is_changed_again_is_not_corrected() -> None:
+    field, other = SimpleNamespace(value="wrong"), SimpleNamespace(value="wrong")
+    correct(field, "right")
+    correct(other, "right")
+    other.value = "mine"
+    deadline = time.monotonic() + PATIENCE
+    while field.value != "right" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(SECONDS_TO_CORRECT)
+    assert (field.value, other.value) == ("right", "mine")
 
 
 def test_two_uploaded_photos_become_a_scene_of_the_run(shown: Shown, tab: Tab) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LARGEST_UPLOAD_BYTES = 40 * 2**20
 MOST_UPLOADS_AT_ONCE = 4
+SECONDS_TO_ANNOUNCE = 2.0
 MOST_FRUSTA = 60
 """Cameras of a video that are drawn for choosing context views by clicking."""
 UNPICKED, PICKED = (120, 130, 140), (255, 211, 105)
@@ -39,6 +40,7 @@ class ScenePart:
         self._frusta: list[Any] = []
         self._drawing = threading.Lock()
         self._uploads: list[bytes] = []
+        self._uploading = threading.Lock()  # two that end together come on two threads
         gui = panel.viewer.viser_server.gui
         gui._current_file_upload_states = _BoundedUploads(self._refuse_upload)
         with gui.add_folder("Scene"):
@@ -179,11 +181,12 @@ class ScenePart:
         self.panel.say("Photo not taken", f"{name}: {size / 2**20:.0f} MB; {limit} MB at most, one by one", failed=True)
 
     def _add_photo(self, event: GuiEvent) -> None:
-        self._uploads.append(event.target.value.content)
-        if len(self._uploads) == 1:
-            self.panel.say("First photo is here", "add the second one")
-            return
-        contents, self._uploads = self._uploads[:2], []
+        with self._uploading:
+            self._uploads.append(event.target.value.content)
+            if len(self._uploads) == 1:
+                self.panel.say("First photo is here", "add the second one")
+                return
+            contents, self._uploads = self._uploads[:2], []
         if not self.panel.work.start(lambda: self._pose(contents)):
             self.panel.say("Photos not taken", "something else is being done; wait or cancel it", failed=True)
 
@@ -199,14 +202,27 @@ class ScenePart:
 
 
 class _BoundedUploads(dict):
-    """viser's uploads in progress, with limits: an upload that is not noted here is ignored by viser."""
+    """viser's uploads in progress, with limits: an upload that is not noted here is ignored by viser.
+
+    viser hands each message to any thread of a pool. What overtakes the announcement of its upload waits for it.
+    """
 
     def __init__(self, refused: Callable[[str, int], None]) -> None:
         super().__init__()
         self._refused = refused
+        self._announced: set[str] = set()
+        self._changed = threading.Condition()
 
     def __setitem__(self, uuid: str, state: dict) -> None:
         if state["total_bytes"] > LARGEST_UPLOAD_BYTES or len(self) >= MOST_UPLOADS_AT_ONCE:
             self._refused(str(state["filename"])[-60:], state["total_bytes"])
         else:
             super().__setitem__(uuid, state)
+        with self._changed:
+            self._announced.add(uuid)
+            self._changed.notify_all()
+
+    def __contains__(self, uuid: object) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: uuid in self._announced, SECONDS_TO_ANNOUNCE)
+        return super().__contains__(uuid)

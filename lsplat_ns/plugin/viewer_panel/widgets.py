@@ -28,12 +28,18 @@ def by_a_person(act: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def correct(handle: Any, value: Any) -> None:
-    """Set a field that a person has just changed.
+    """Set a field that a person has just changed, unless it is changed again in a moment.
 
     viser passes a tab's change on to the other tabs after all callbacks, and that message would replace an earlier one
     of the same field: the correction has to come later.
     """
-    threading.Timer(SECONDS_TO_CORRECT, setattr, (handle, "value", value)).start()
+    wrong = handle.value
+
+    def put_right() -> None:
+        if handle.value == wrong:
+            handle.value = value
+
+    threading.Timer(SECONDS_TO_CORRECT, put_right).start()
 
 
 def repeatable(group: GuiButtonGroupHandle) -> GuiButtonGroupHandle:
