@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +32,8 @@ DIFFERENCE = "difference"
 """One more output where two draws are compared: the mean absolute difference of their colours."""
 PHOTO_TINT, GENERATED_TINT, TINT_SHARE = (0.25, 0.45, 1.0), (1.0, 0.5, 0.1), 0.5
 """Colours that tell Gaussians of photos from those of generated views, and how much of the colour they replace."""
+SMALLEST_LETTERS, LARGEST_LETTERS, MESSAGE_COLUMNS = 10.0, 28.0, 24
+"""Heights of letters in pixels, and how many of them are as much as a picture is wide, in between."""
 PICTURES = ("rgb", "rgb_splat", "latent")
 """Outputs that are colours; the others have one channel."""
 
@@ -175,8 +177,10 @@ def message_outputs(
     """Pictures of ``size`` (height, width) that show a message instead of a view, under the names of its outputs."""
     height, width = max(size[0], 1), max(size[1], 1)
     picture = Image.new("RGB", (width, height), (40, 42, 48))
-    text = "\n".join(textwrap.wrap(message, max(8, width // 7)))
-    ImageDraw.Draw(picture).multiline_text((6, 6), text, fill=(240, 200, 90))
+    letter = min(max(SMALLEST_LETTERS, width / MESSAGE_COLUMNS), LARGEST_LETTERS)  # browsers scale pictures up
+    text = "\n".join(textwrap.wrap(message, max(8, int(1.8 * width / letter))))
+    place, font = (letter, letter), ImageFont.load_default(letter)
+    ImageDraw.Draw(picture).multiline_text(place, text, fill=(240, 200, 90), font=font)
     rgb = torch.from_numpy(np.asarray(picture).copy()).to(device) / 255
     ones = torch.ones(height, width, 1, device=device)
     planes = {"depth": ones, "accumulation": ones}  # in front of everything, and opaque

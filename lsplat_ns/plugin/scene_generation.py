@@ -45,6 +45,7 @@ from lsplat_ns.plugin.generation_tasks import GenerationTask
 from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.scene import Cameras
 
+PANEL_GREY = 37 / 255
 MOST_VIEWS = 40
 MOST_FOLDERS = 999
 STEP_ASIDE = 0.25
@@ -337,13 +338,13 @@ def errors_of_views(task: GenerationTask, images: Tensor, device: torch.device) 
     return torch.stack([pair_errors[:-1], pair_errors[1:]]).nanmean(0).tolist()
 
 
-def contact_sheet(proposal: Proposal, columns: int = 3, gap: int = 4) -> Tensor:
-    """The views row by row, [height, width, 3] in [0, 1], with gaps of the panel's colour."""
+def contact_sheet(proposal: Proposal, columns: int = 2, gap: int = 4) -> Tensor:
+    """The views row by row, [height, width, 3] in [0, 1], on the viewer panel's colour."""
     pictures = [view.image.permute(1, 2, 0) for view in proposal.views]
     height, width, _ = pictures[0].shape
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    sheet = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, 3)
+    sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), PANEL_GREY)
     for number, picture in enumerate(pictures):
         top, left = number // columns * (height + gap), number % columns * (width + gap)
         sheet[top : top + height, left : left + width] = picture

@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 ORBIT_BASELINES = 2.0
 """Distance of the point that the first camera orbits, in context baselines."""
 SECONDS_BETWEEN_STATUS, SECONDS_TO_FINISH, SECONDS_TO_STORE = 0.3, 10.0, 5.0
+MILLISECONDS_TO_READ = 40
+"""For each character of a notification, beside the seconds that all have."""
 FRUSTUM_BASELINES, STEP_BACK = 0.03, 0.7
 """Size of drawn cameras, and how far the camera steps back from where views were generated, in context baselines."""
 DEPTH_BUFFER = "gl_z_buf_depth"
@@ -315,10 +317,9 @@ class ViewerPanel(ViewerControl):
         body = in_panel_words(body)
         colour = "red" if failed else ""
         CONSOLE.print(f"[{colour}]{escape(title)}[/] {escape(body)}" if failed else escape(f"{title} {body}".strip()))
+        shown = (12_000 if failed else 5_000) + MILLISECONDS_TO_READ * len(body)
         for client in self.clients():
-            client.add_notification(
-                title, body, auto_close=12_000 if failed else 5_000, color="red" if failed else None
-            )
+            client.add_notification(title, body, auto_close=shown, color="red" if failed else None)
 
     @contextlib.contextmanager
     def telling(self, doing: str) -> Iterator[None]:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
+from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.plugin.viewer_panel.widgets import add_frustum, by_a_person, correct, repeatable
-from lsplat_ns.plugin.viewing import parse_context
+from lsplat_ns.plugin.viewing import in_panel_words, parse_context
 
 if TYPE_CHECKING:
     from viser import GuiEvent
@@ -196,9 +198,15 @@ class ScenePart:
         panel = self.panel
         with panel.telling("Finding the photos' poses"):
             size = panel.pipeline.datamanager.config.preparation.image_size
-            angle = float(self._angle.value) or None
-            scene = add_photos(panel.run_dir, contents, size, lambda report: panel.say("Poses found", report), angle)
+            scene = add_photos(panel.run_dir, contents, size, self._report, float(self._angle.value) or None)
             self.wish(scene)
+
+    def _report(self, report: str) -> None:
+        """The terminal gets all lines; a notification shows what may be wrong, and how far the photos agree."""
+        lines = report.splitlines()
+        CONSOLE.print(escape(in_panel_words(report)))
+        warnings = [line for line in lines if line.startswith("Warning: ")]
+        self.panel.say("Poses found", "; ".join([*warnings, lines[-1]]))
 
 
 class _BoundedUploads(dict):
