@@ -1,7 +1,9 @@
 """The ``lsplat`` command. nerfstudio and the networks load only inside the subcommand that needs them."""
 
 import os
+import shlex
 import sys
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, Optional, Tuple, Union
@@ -225,11 +227,12 @@ class Import:
             )
         print(f"Imported {self.checkpoint} as {run.method}, {run.steps_done} steps (without optimizer state)")
         if run.method == "mvldm":
-            print(f"Generate views with: lsplat generate --checkpoint {run.folder} --image PHOTO --output views")
+            folder = shlex.quote(str(run.folder))
+            print(f"Generate views with: lsplat generate --checkpoint {folder} --image PHOTO --output views")
             return 0
         if run.also_fitting:
             print(f"The same network also belongs to {', '.join(run.also_fitting)}; state one of them with --variant")
-        print(f"Open it with: ns-viewer --load-config {run.config}")
+        print(f"Open it with: ns-viewer --load-config {shlex.quote(str(run.config))}")
         return 0
 
 
@@ -290,7 +293,7 @@ class Reconstruct:
         if viewing and not is_port_free(self.port):
             raise ConfigError(f"port {self.port} is in use; choose another with --port")
         config = reconstruct(self.photos, self.checkpoint, self.output, fov_degrees=self.fov)
-        print(f"Wrote the run {config.parent}\nOpen it with: ns-viewer --load-config {config}")
+        print(f"Wrote the run {config.parent}\nOpen it with: ns-viewer --load-config {shlex.quote(str(config))}")
         if self.render is not None:
             render_fly_through(config, self.render)
         elif viewing:
@@ -356,7 +359,7 @@ Command = Union[
 
 def _parse_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
         raise ConfigError(f"--size takes HEIGHTxWIDTH such as 256x256, not {text!r}")
     return int(parts[0]), int(parts[1])
 
@@ -366,6 +369,8 @@ def main() -> None:
     # Before torch loads: threads that wait should sleep. By default they spin, and where another program keeps a core
     # busy (a browser will do), every step on the CPU then takes twenty times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not sys.warnoptions:  # what other packages will have to change is no news for whoever runs a command
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"(torch|torchmetrics|nerfstudio|gsplat)\.")
     try:
         note_interrupts()
         command = tyro.cli(Command, prog="lsplat", description="latentSplat and MV-LDM for nerfstudio.")

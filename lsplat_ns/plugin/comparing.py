@@ -7,7 +7,7 @@ from pathlib import Path
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.comparison import Comparison, table_rows, write_comparison, write_numbers
 from lsplat_ns.evaluation.results import SETTINGS, SUMMARY
-from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
+from lsplat_ns.plugin.evaluating import EvaluationOptions, check_run, evaluate_run
 
 
 def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> Comparison:
@@ -27,6 +27,9 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
 
     if (output / SETTINGS).is_file():
         raise ConfigError(f"{output} holds an evaluation; choose another folder with --output")
+    for run in (a, b):  # what is wrong with B shows before A is evaluated, which may take hours
+        if not (run / SUMMARY).is_file():
+            check_run(run, options)
     folders = tuple(_evaluated(run, output / name, options) for run, name in ((a, "a"), (b, "b")))
     comparison = Comparison.of(*folders)
     names = _names(a, b)

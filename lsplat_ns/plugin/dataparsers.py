@@ -95,7 +95,7 @@ class SceneSetDataParser(DataParser):
             return scenes[0]
         if wanted in scenes:
             return wanted
-        if wanted.isdigit() and int(wanted) < len(scenes):
+        if wanted.isdecimal() and int(wanted) < len(scenes):
             return scenes[int(wanted)]
         raise SceneDataError(
             f"no scene {wanted!r} in {self.config.data / self.config.scene_split}; "

@@ -229,12 +229,13 @@ def _layer_sizes(prediction: PredictedScene) -> list[int]:
 def _report(prediction: PredictedScene, config: Path) -> None:
     counts = _layer_sizes(prediction)
     layers = f" in {len(counts)} layers ({', '.join(map(str, counts))})" if len(counts) > 1 else ""
-    CONSOLE.print(f"Encoded {prediction.scene.name}: {sum(counts)} Gaussians{layers}")
-    CONSOLE.print(f"Wrote {config}")
-    CONSOLE.print("Look at it, render it, export it:")
-    for command in (
-        "ns-viewer --load-config {}",
-        "ns-render interpolate --load-config {} --pose-source train --output-path fly.mp4",
-        "ns-export gaussian-splat --load-config {} --output-dir splat",
+    quoted = shlex.quote(str(config))
+    for line in (
+        f"Encoded {prediction.scene.name}: {sum(counts)} Gaussians{layers}",
+        f"Wrote {config}",
+        "Look at it, render it, export it:",
+        f"  ns-viewer --load-config {quoted}",
+        f"  ns-render interpolate --load-config {quoted} --pose-source train --output-path fly.mp4",
+        f"  ns-export gaussian-splat --load-config {quoted} --output-dir splat",
     ):
-        CONSOLE.print(f"  {command.format(shlex.quote(str(config)))}", soft_wrap=True, highlight=False, markup=False)
+        CONSOLE.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Optional
 import torch
 
 from lsplat_ns.errors import ConfigError
-from lsplat_ns.evaluation.entries import EvaluationData
+from lsplat_ns.evaluation.entries import EvaluationData, IndexedScenes
 from lsplat_ns.evaluation.evaluate import Evaluation, EvaluationOutcome, evaluate_entries, finish
 from lsplat_ns.evaluation.metrics import METRICS, find_image_metrics
 from lsplat_ns.evaluation.protocol import OURS
 from lsplat_ns.evaluation.report import ReportContext, measured_notes, write_report
 from lsplat_ns.evaluation.results import ALL, EntryResult, EvaluationFolder
 from lsplat_ns.geometry.validation_trajectories import Trajectory
-from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.plugin.active_scene import ActiveScene
 from lsplat_ns.plugin.captures import active_scene_from_dataparser, open_dataparser
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser, dataparser_for
 from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
@@ -78,9 +78,10 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
     stored = StoredRun.open(run)
     config = _dataparser_config(stored, options.data)
     network_config = stored.config.pipeline.model.network
+    opened = _open_data(config, stored, options)
     with console.status("Loading the network"):
         network = load_network(stored, network_config)
-        data = _open_data(config, stored, network, options)
+    data = ActiveSceneData(opened, network) if isinstance(opened, ActiveScene) else opened
     settings = _settings(stored, data, options)
     folder = EvaluationFolder(output, settings)
     found = find_image_metrics()
@@ -103,6 +104,12 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
     return summary
 
 
+def check_run(run: Path, options: EvaluationOptions) -> None:
+    """Raise LsplatError where :func:`evaluate_run` would before its first entry: no usable run, data or index."""
+    stored = StoredRun.open(run)
+    _open_data(_dataparser_config(stored, options.data), stored, options)
+
+
 def _dataparser_config(stored: StoredRun, data: Optional[Path]) -> DataParserConfig:
     """The run's dataset, or another one of the stated folder, with the run's options where they fit."""
     datamanager = stored.config.pipeline.datamanager
@@ -112,15 +119,14 @@ def _dataparser_config(stored: StoredRun, data: Optional[Path]) -> DataParserCon
     return dataparser_for(data.expanduser(), config)
 
 
-def _open_data(
-    config: DataParserConfig, stored: StoredRun, network: LatentSplat, options: EvaluationOptions
-) -> EvaluationData:
+def _open_data(config: DataParserConfig, stored: StoredRun, options: EvaluationOptions) -> IndexedScenes | ActiveScene:
+    """The entries of a dataset of many scenes, or the scene that a capture is."""
     datamanager = stored.config.pipeline.datamanager
     dataparser = open_dataparser(config)
     if not isinstance(dataparser, SceneSetDataParser):
         if options.index is not None:
             raise ConfigError(f"--index is for datasets of many scenes, but {config.data} is a capture")
-        return ActiveSceneData(active_scene_from_dataparser(dataparser, datamanager.preparation, datamanager), network)
+        return active_scene_from_dataparser(dataparser, datamanager.preparation, datamanager)
     if options.index is not None:
         dataparser.config.evaluation_index = options.index
     data = indexed_scenes(dataparser, datamanager.preparation)

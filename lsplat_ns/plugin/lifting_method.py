@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -96,8 +97,9 @@ class ViewLifter:
         except KeyboardInterrupt:
             CONSOLE.print("Stopped; nothing was written.")
             raise SystemExit(130) from None
-        CONSOLE.print(f"Wrote {run_config}", soft_wrap=True, highlight=False)
-        CONSOLE.print(f"Open it with: ns-viewer --load-config {run_config}", soft_wrap=True, highlight=False)
+        command = f"ns-viewer --load-config {shlex.quote(str(run_config))}"
+        for line in (f"Wrote {run_config}", f"Open it with: {command}"):
+            CONSOLE.print(line, soft_wrap=True, highlight=False, markup=False)
         if config.is_viewer_enabled():
             from lsplat_ns.plugin.demo import open_viewer
 

@@ -77,7 +77,7 @@ def newest_whole_checkpoint(folder: Path) -> int:
         path = folder / f"step-{step:09d}.ckpt"
         if zipfile.is_zipfile(path):  # the list of contents stands at the end
             return step
-        CONSOLE.print(f"[yellow]{path} is cut short or damaged; taking the one before")
+        CONSOLE.print(f"[yellow]{escape(str(path))} is cut short or damaged; taking the one before")
     raise CheckpointMismatch(f"{folder} holds no {'whole ' if steps else ''}checkpoint (step-*.ckpt)")
 
 
@@ -343,7 +343,9 @@ class LatentSplatTrainer(Trainer):
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             partial.unlink(missing_ok=True)
-            CONSOLE.print(f"[red]Could not save {path}: {error}. Earlier checkpoints are untouched.")
+            CONSOLE.print(
+                f"[red]Could not save {escape(str(path))}: {escape(str(error))}. Earlier checkpoints are untouched."
+            )
             return
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("step-*.ckpt"):

@@ -11,7 +11,7 @@ import pytest
 from evaluation.scored_rooms import NASTY, write_dataset
 from plugin.test_evaluating import in_browser, keep, page_of, texts, write_run_on
 
-from lsplat_ns.errors import ConfigError
+from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.evaluation.comparison import Comparison, PairedDifference
 from lsplat_ns.evaluation.results import read_results
 from lsplat_ns.plugin.comparing import compare_runs
@@ -89,6 +89,16 @@ def test_what_makes_numbers_differ_is_said(compared: tuple[Path, Comparison], tm
         "Left out because only one of the two evaluated them: 1 of 4 entries.",
     ]
     assert len(found.pairs) == 3 and all(not one.differences.any() for one in found.differences)
+
+
+def test_what_is_wrong_with_the_second_run_shows_before_the_first_is_evaluated(
+    compared: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    first = compared[0].parent / "first"
+    lost = write_run_on(tmp_path / "absent", tmp_path / "lost", 0)
+    with pytest.raises(LsplatError, match="absent"):
+        compare_runs(first, lost, tmp_path / "c", OPTIONS)
+    assert not (tmp_path / "c").exists()
 
 
 def test_what_shares_no_entry_or_is_no_evaluation_is_refused(compared: tuple[Path, Comparison], tmp_path: Path) -> None:
