@@ -18,7 +18,7 @@ CAMERA_KEYS = ("fl_x", "fl_y", "cx", "cy", "w", "h")
 def check_transforms(file: Path, camera_models: Collection[str]) -> None:
     """Check frames, poses, intrinsics and camera model of a ``transforms.json`` for nerfstudio-data.
 
-    Numbers that make no camera (NaN, poses that are not rigid) are left to those who use them.
+    Numbers that make no camera (poses that are not rigid, no focal length) are left to those who use them.
 
     Args:
         file: The file.
@@ -57,6 +57,8 @@ def _why_no_frame(frame: Any, content: dict) -> str:
         pose = np.empty(0)
     if pose.shape != (4, 4):
         return "transform_matrix must be 4 rows of 4 numbers, camera to world with OpenGL axes"
+    if not np.isfinite(pose).all():  # nerfstudio would spread it over all frames when it centres them
+        return "transform_matrix has NaN or infinite numbers"
     missing = [key for key in CAMERA_KEYS if key not in frame and key not in content]
     if missing:
         angle = " (camera_angle_x alone is for blender-data)" if "camera_angle_x" in content else ""

@@ -61,11 +61,14 @@ class PinholeView:
             size: Of the photo.
 
         Raises:
-            SceneDataError: If the lens model is not supported or leaves (nearly) nothing of the image.
+            SceneDataError: If a number is not finite, or the lens model is not supported or leaves (nearly) nothing of
+                the image.
         """
         import cv2
 
         values = parameters.double().numpy()
+        if not (np.isfinite(values).all() and bool(intrinsics_norm.isfinite().all())):
+            raise SceneDataError("the camera has NaN or infinite numbers among its intrinsics or distortion parameters")
         photo = intrinsics_px_from_norm(intrinsics_norm.double(), size).numpy()
         photo[:2, 2] -= 0.5  # OpenCV counts from the middle of the first pixel
         height, width = size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import torch
 from nerfstudio.cameras.cameras import CAMERA_MODEL_TO_TYPE, Cameras, CameraType
 from nerfstudio.configs.dataparser_configs import all_dataparsers
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
+from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from PIL import Image
@@ -123,12 +125,26 @@ def _pinhole_view(
 
 def open_dataparser(config: DataParserConfig) -> DataParser:
     """A dataparser that is ready to read. Raises SceneDataError where it looks into its folder at once, and fails."""
+    if isinstance(config, ColmapDataParserConfig):
+        config = _without_questions(config)
     try:
         return config.setup()
     except LsplatError:
         raise
     except Exception as error:  # each dataparser has its own ways to fail
         raise SceneDataError(f"{_name_of(config)} cannot read {config.data}: {_in_one_line(error)}") from None
+
+
+def _without_questions(config: ColmapDataParserConfig) -> ColmapDataParserConfig:
+    """Read neither points nor smaller copies of large photos, which nerfstudio wants to make, and asks before it does.
+
+    Copies that are there are used, or those of the factor that is stated.
+    """
+    photos = config.data / config.images_path
+    factor = config.downscale_factor
+    if factor is None and not any(photos.parent.glob(f"{glob.escape(photos.name)}_[0-9]*")):
+        factor = 1
+    return replace(config, load_3D_points=False, downscale_factor=factor)
 
 
 def _name_of(config: DataParserConfig) -> str:
@@ -286,10 +302,18 @@ def _splits(dataparser: DataParser, data: Path) -> list[DataparserOutputs]:
             reasons[split] = _in_one_line(error)
     name = _name_of(dataparser.config)
     if not splits:
-        raise SceneDataError(f"{name} cannot read {data}: {reasons['train']}")
+        raise SceneDataError(f"{name} cannot read {data}: {reasons['train']}{_hint(dataparser.config)}")
     for split, reason in reasons.items():
         _say_once(f"{name} leaves out the {split} split of {data}: {reason}")
     return splits
+
+
+def _hint(config: DataParserConfig) -> str:
+    """Where else a COLMAP model lies, in the layout that COLMAP itself leaves; empty where that is no help."""
+    if not isinstance(config, ColmapDataParserConfig) or (config.data / config.colmap_path).exists():
+        return ""
+    found = next((place for place in ("sparse/0", "sparse") if (config.data / place).is_dir()), None)
+    return "" if found is None else f" State --colmap-path {found}"
 
 
 @cache

@@ -66,9 +66,9 @@ def open_capture(capture: Path) -> SplitInspection:
     """
     from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 
-    from lsplat_ns.plugin.captures import video_from_dataparser
+    from lsplat_ns.plugin.captures import open_dataparser, video_from_dataparser
 
-    video = video_from_dataparser(NerfstudioDataParserConfig(data=capture).setup())
+    video = video_from_dataparser(open_dataparser(NerfstudioDataParserConfig(data=capture)))
     return SplitInspection("capture", VideoList((video,)))
 
 

@@ -36,7 +36,7 @@ def test_intrinsics_may_stand_at_the_top_or_in_every_frame(tmp_path: Path) -> No
 
 def test_poses_that_make_no_camera_are_left_to_those_who_use_them(tmp_path: Path) -> None:
     meta = content()
-    meta["frames"][1]["transform_matrix"][0][0] = float("nan")
+    meta["frames"][1]["transform_matrix"][0][0] = 7.0
     check_transforms(write(tmp_path, meta), MODELS)
 
 
@@ -56,8 +56,9 @@ def test_a_file_without_frames_is_named(tmp_path: Path, text: str) -> None:
         (lambda meta: meta["frames"][1]["transform_matrix"].pop(), "4 rows of 4 numbers"),
         (lambda meta: meta["frames"][1]["transform_matrix"][2].pop(), "4 rows of 4 numbers"),
         (lambda meta: meta["frames"][1].update(transform_matrix="identity"), "4 rows of 4 numbers"),
+        (lambda meta: meta["frames"][1]["transform_matrix"][0].__setitem__(3, float("nan")), "NaN or infinite"),
     ],
-    ids=["null", "no image", "no pose", "three rows", "ragged", "text"],
+    ids=["null", "no image", "no pose", "three rows", "ragged", "text", "NaN"],
 )
 def test_a_frame_that_lacks_something_is_named(tmp_path: Path, damage: Callable, words: str) -> None:
     meta = content()

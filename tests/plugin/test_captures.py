@@ -397,6 +397,7 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
     meta = json.loads((nan / "transforms.json").read_text())
     meta["frames"][1]["transform_matrix"][0][0] = float("nan")
     (nan / "transforms.json").write_text(json.dumps(meta))
+    nan_lens = write_capture(tmp_path / "lens", frames=range(4), camera_model="OPENCV_FISHEYE", k1=float("nan"))
     sphere = rewritten(write_capture(tmp_path / "sphere", frames=range(4)), {"camera_model": "EQUIRECTANGULAR"})
     small = write_capture(tmp_path / "small", frames=range(4), size=(32, 48))
     for folder, parts in (
@@ -409,7 +410,8 @@ def test_captures_that_cannot_be_a_scene_are_named_in_one_line(tmp_path: Path) -
         (broken, ["cannot read", "broken"]),
         (no_size, ["the camera of", "frame_00000.png", "states a size of 0x64 pixels"]),
         (model, ["states the camera model FULL_OPENCV; nerfstudio knows", "OPENCV_FISHEYE"]),
-        (nan, ["NaN"]),
+        (nan, ["frame 1 of the list", "NaN"]),
+        (nan_lens, ["NaN or infinite numbers among its intrinsics or distortion"]),
         (sphere, ["equirectangular", "pinhole"]),
         (missing, ["cannot read image", "frame_00002.png"]),
         (cut, ["cannot read image", "frame_00002.png"]),
@@ -507,3 +509,13 @@ def test_a_split_that_cannot_be_read_is_said_and_the_others_are_used(
     assert len(read_capture(one_camera_in_val)[0]) == 13
     said = " ".join(capsys.readouterr().out.split())
     assert "instant-ngp-data leaves out the val split of" in said and "not one for each image" in said
+
+
+def test_a_colmap_model_is_read_without_questions_and_found_where_colmap_leaves_it(tmp_path: Path) -> None:
+    large = write_colmap_capture(tmp_path / "large", frames=range(3), size=(64, 1700))  # nerfstudio wants copies
+    (large / "colmap" / "sparse" / "0" / "points3D.txt").unlink()
+    video, _ = read_capture(open_dataparser(ColmapDataParserConfig(data=large)))
+    assert len(video) == 3 and video.read_size(0) == (64, 1700)
+    (large / "colmap" / "sparse").rename(large / "sparse")
+    with pytest.raises(SceneDataError, match=r"colmap cannot read .*does not exist\. State --colmap-path sparse/0"):
+        read_capture(open_dataparser(ColmapDataParserConfig(data=large)))
