@@ -43,6 +43,7 @@ from lsplat_ns.plugin.generating import (
 )
 from lsplat_ns.plugin.generation_tasks import GenerationTask
 from lsplat_ns.plugin.jobs import Progress
+from lsplat_ns.plugin.taking_away import file_name
 from lsplat_ns.scene import Cameras
 
 PANEL_GREY = 37 / 255
@@ -291,8 +292,6 @@ def _queue(device: torch.device) -> torch.cuda.Stream:
 
 
 def _new_folder(parent: Path, scene: str) -> Path:
-    from lsplat_ns.plugin.taking_away import file_name
-
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, MOST_FOLDERS + 1):

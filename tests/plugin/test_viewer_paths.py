@@ -65,6 +65,20 @@ def test_a_saved_path_stays_where_it_was_when_other_photos_are_chosen_and_tells_
     file.unlink()
 
 
+def test_the_name_of_a_path_leads_nowhere_else(shown: Shown, tab: Tab) -> None:
+    for x in (0.0, 0.4):
+        tab.look((x, 0.1, 0.2))
+        tab.click("Add Keyframe")
+    for name in ("../../evil", str(shown.folder.parent / "evil"), ".."):
+        tab.set("Render name", name)
+        tab.click("Generate Command")
+        shown.settle(tab)
+        tab.wait(lambda: "/" not in tab.value("Render name"), "a name within the folder")
+    assert list(shown.folder.parent.rglob("evil.json")) == [shown.folder / "camera_paths" / "evil.json"]
+    for file in (shown.folder / "camera_paths").iterdir():
+        file.unlink()
+
+
 def test_paths_with_a_crop_box_or_another_lens_are_rendered_as_by_ns_render_or_refused(
     shown: Shown, tmp_path: Path
 ) -> None:

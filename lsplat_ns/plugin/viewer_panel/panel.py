@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import viser.transforms
@@ -32,7 +32,7 @@ from lsplat_ns.plugin.viewer_panel.generate_part import GeneratePart
 from lsplat_ns.plugin.viewer_panel.keep_part import KeepPart
 from lsplat_ns.plugin.viewer_panel.look_part import LookPart
 from lsplat_ns.plugin.viewer_panel.scene_part import ScenePart
-from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO, buttons_labelled
+from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO, inputs_labelled
 from lsplat_ns.plugin.viewing import (
     EXPLAINED,
     FAST_DECODING_MS,
@@ -108,8 +108,7 @@ class ViewerPanel(ViewerControl):
             self.look_part = LookPart(self)
             self.generate_part = GeneratePart(self)
             self.keep_part = KeepPart(self)
-        for button in buttons_labelled(viewer.viser_server.gui, "Generate Command"):
-            button.on_click(lambda _: self._note_saved_path())
+        self._watch_saved_paths()
         if viewer.trainer is None:
             viewer.pause_train.visible = viewer.resume_train.visible = False  # nothing is trained
         viewer.viser_server.on_client_connect(self._welcome)
@@ -278,6 +277,21 @@ class ViewerPanel(ViewerControl):
         if path.scene not in (None, scene.name):
             self.say(f"Path of another scene: {files[0].stem}", f"it was saved in {path.scene}, not in {scene.name}")
         return path
+
+    def _watch_saved_paths(self) -> None:
+        """Keep camera paths of the Render tab in their folder, whatever name a tab states, and note their scene."""
+        from lsplat_ns.plugin.taking_away import file_name
+
+        gui = self.viewer.viser_server.gui
+
+        def keep_in_folder(_: Any) -> None:
+            for field in inputs_labelled(gui, "Render name"):
+                if field.value != file_name(field.value):
+                    field.value = file_name(field.value)
+
+        for button in inputs_labelled(gui, "Generate Command"):
+            button._impl.update_cb.insert(0, keep_in_folder)  # before nerfstudio's, which stores the path
+            button.on_click(lambda _: self._note_saved_path())
 
     def _note_saved_path(self) -> None:
         """After nerfstudio has stored a camera path, note in it to which scene it belongs."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import viser.transforms
 from torch import Tensor
-from viser import CameraFrustumHandle, GuiApi, GuiButtonGroupHandle, GuiButtonHandle, SceneApi
+from viser import CameraFrustumHandle, GuiApi, GuiButtonGroupHandle, SceneApi
 
 from lsplat_ns.plugin.jobs import Progress
 
@@ -48,10 +48,9 @@ def repeatable(group: GuiButtonGroupHandle) -> GuiButtonGroupHandle:
     return group
 
 
-def buttons_labelled(gui: GuiApi, label: str) -> list[GuiButtonHandle]:
-    """Buttons by the label that a person reads, nerfstudio's among them: it keeps no handles of its own."""
-    handles = gui._gui_input_handle_from_id.values()
-    return [handle for handle in handles if isinstance(handle, GuiButtonHandle) and handle._impl.label == label]
+def inputs_labelled(gui: GuiApi, label: str) -> list[Any]:
+    """Buttons and fields by the label that a person reads, nerfstudio's among them: it keeps no handles of its own."""
+    return [handle for handle in gui._gui_input_handle_from_id.values() if handle._impl.label == label]
 
 
 def add_frustum(
