@@ -94,7 +94,7 @@ def test_ctrl_c_ends_the_step_saves_and_exits_0(rooms: Path, tmp_path: Path) -> 
         if re.search(r"^(\x1b\[[0-9;]*[A-Za-z])*\d+ \(\d", line):  # the first line of progress
             break
     process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=120)
+    rest, _ = process.communicate(timeout=300)
     output = "".join(lines) + rest
     assert process.returncode == 0, output[-3000:]
     assert "saving a checkpoint" in output and "Traceback" not in output, output[-3000:]
