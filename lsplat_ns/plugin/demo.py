@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.utils.rich_utils import CONSOLE
-from rich.markup import escape
 from rich.progress import track
 
 from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
@@ -30,6 +29,10 @@ if TYPE_CHECKING:
     from lsplat_ns.plugin.pipeline import LatentSplatPipeline
 
 VIDEO_FRAMES, VIDEO_SIDE = 96, 256
+NO_GENERATOR = (
+    "This package brings no MV-LDM: to generate views, enter the folder of a trained or imported one in the viewer's "
+    "field MV-LDM run."
+)
 STRIP_STEPS = 8
 """Steps of the round trip of which one is drawn in a strip."""
 
@@ -54,8 +57,9 @@ def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int,
     generator = None
     try:
         generator = generator_run(folder / METHODS["mvldm"])
-    except MissingWeights as error:
-        CONSOLE.print(f"[yellow]Nothing can be generated: {escape(str(error))}")
+    except MissingWeights:
+        if viewing:
+            CONSOLE.print(f"[yellow]{NO_GENERATOR}")
     run = prediction_run(folder / METHODS["latentsplat"], scenes, generator)
     if picture is not None:
         draw_strip(run, picture, scene)
