@@ -307,7 +307,7 @@ def generate(visit: Visit, toured: Toured) -> None:
     visit.turn("Generate")
     visit.say(f"MV-LDM generates what no photo shows; the viewer goes on meanwhile.{toured.generated}")
     visit.fill("MV-LDM run", str(toured.mvldm))
-    visit.fill("Steps", "30" if visit.pace == 1 else "4")
+    visit.fill("Steps", "30")  # long enough for a slow page to show the button that cancels
     visit.look_at_it(2)
     visit.button("Generate").click()
     visit.button("Cancel generation").wait_for()

@@ -11,6 +11,9 @@ from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.jobs import JobCancelled, Lane, Progress
 from lsplat_ns.plugin.viewing import Draw, FramePacer, FrameTimes, parse_context, plain_message
 
+PATIENCE = 60.0
+"""Seconds to wait for another thread at most."""
+
 
 @pytest.mark.parametrize(
     ("text", "expected"),
@@ -70,23 +73,23 @@ def test_messages_are_for_people() -> None:
 def test_a_lane_does_one_thing_at_a_time_and_of_what_waits_only_the_latest() -> None:
     lane, release, done = Lane("test"), threading.Event(), []
     finished = threading.Event()
-    lane.start_latest(lambda: (release.wait(5), done.append("first")))
+    lane.start_latest(lambda: (release.wait(PATIENCE), done.append("first")))
     assert lane.busy and not lane.start(lambda: done.append("refused"))
     lane.start_latest(lambda: done.append("dropped"))
     lane.start_latest(lambda: (done.append("latest"), finished.set()))
     release.set()
-    assert finished.wait(5)
+    assert finished.wait(PATIENCE)
     assert done == ["first", "latest"]
 
 
 def test_of_each_kind_the_latest_waits_in_a_lane() -> None:
     lane, release, done, finished = Lane("test"), threading.Event(), [], threading.Event()
-    lane.start_latest(lambda: (release.wait(5), lane.start_latest(lambda: done.append("sent"), "send")), "draw")
+    lane.start_latest(lambda: (release.wait(PATIENCE), lane.start_latest(lambda: done.append("sent"), "send")), "draw")
     lane.start_latest(lambda: done.append("dropped"), "draw")
     lane.start_latest(lambda: done.append("latest"), "draw")
     lane.start_latest(finished.set, "last")
     release.set()
-    assert finished.wait(5)
+    assert finished.wait(PATIENCE)
     while lane.busy:
         threading.Event().wait(0.01)
     assert done == ["latest", "sent"]
@@ -99,16 +102,16 @@ def test_a_lane_goes_on_after_an_error_also_with_what_waits(
     lane, release, waited, finished = Lane("test"), threading.Event(), threading.Event(), threading.Event()
 
     def fail() -> None:
-        release.wait(5)
+        release.wait(PATIENCE)
         raise error
 
     lane.start_latest(fail)
     lane.start_latest(waited.set)
     release.set()
-    assert waited.wait(5)
+    assert waited.wait(PATIENCE)
     while lane.busy:
         threading.Event().wait(0.01)
-    assert lane.start(finished.set) and finished.wait(5)
+    assert lane.start(finished.set) and finished.wait(PATIENCE)
     assert "test: not done" in caplog.text  # in the terminal
 
 
@@ -123,9 +126,17 @@ def test_progress_is_told_and_cancels_at_the_next_report() -> None:
 
 
 def test_a_lane_finishes_what_runs_and_drops_what_waits() -> None:
-    lane, done = Lane("test"), []
-    assert lane.finish(1)
-    lane.start_latest(lambda: (threading.Event().wait(0.2), done.append("first")))
+    lane, release, done = Lane("test"), threading.Event(), []
+    assert lane.finish(PATIENCE)
+
+    def first() -> None:
+        release.wait(PATIENCE)
+        while lane._waiting:  # until what waits is dropped
+            threading.Event().wait(0.01)
+        done.append("first")
+
+    lane.start_latest(first)
     lane.start_latest(lambda: done.append("dropped"))
-    assert lane.finish(5)
+    release.set()
+    assert lane.finish(PATIENCE)
     assert done == ["first"]
