@@ -1,13 +1,15 @@
 """Ctrl-C that cannot be lost.
 
 Python raises KeyboardInterrupt wherever it happens to be, and libraries that catch everything while they load swallow
-it there. The wish is therefore noted as well, and asked for before anything is written.
+it there. The wish is therefore noted as well, and asked for before anything is written. Worker processes are spared.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 _wished = threading.Event()
@@ -22,6 +24,22 @@ def raise_if_interrupted() -> None:
     """Raise KeyboardInterrupt if Ctrl-C was pressed, be it that somebody swallowed it."""
     if _wished.is_set():
         raise KeyboardInterrupt
+
+
+@contextmanager
+def children_leave_interrupts_to_us() -> Iterator[None]:
+    """Processes that are started in the block never see Ctrl-C, which a terminal sends to all of them.
+
+    Only the process that waits for them reacts to it; to one that comes meanwhile, after the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit this
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,6 +35,7 @@ from lsplat_ns.data.transforms import cropped_intrinsics
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.overlap import view_overlap
+from lsplat_ns.interrupts import children_leave_interrupts_to_us
 
 SQUARE = (256, 256)
 """Any square: only its shape tells in the overlap."""
@@ -254,7 +254,7 @@ def make_evaluation_index(
         source: The split; to be sent to other processes where there is more than one worker.
         config: The rule.
         max_fov_degrees: Scenes with a wider field of view, which training and evaluation skip, are left out.
-        workers: Processes, which only a program's main thread may start. What is drawn does not depend on their number.
+        workers: Processes. What is drawn does not depend on their number.
         on_scenes: Called after each shard with its number of scenes, used or not.
 
     Raises:
@@ -287,12 +287,8 @@ def _parallel_map(workers: int) -> Iterator[Callable]:
     pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
 
     def run(function: Callable, items: list[str]) -> Iterator:
-        # New processes inherit that Ctrl-C is ignored: only the process that waits for them reacts to it.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with children_leave_interrupts_to_us():
             return pool.map(function, items)
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     try:
         yield run

@@ -5,10 +5,11 @@ original draws.
 """
 
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 
@@ -211,18 +212,32 @@ def read_evaluation_index(path: Path) -> dict[str, list[FrameChoice]]:
     Raises:
         SceneDataError: If the file cannot be read, or is not such an index.
     """
+    what = f"{path} is not an evaluation index of scene -> context and target frames"
     try:
-        content = json.loads(path.read_text())
-        index = {}
-        for scene, listed in content.items():
-            entries = [listed] if isinstance(listed, dict) else (listed or [])
-            choices = [FrameChoice(tuple(map(int, e["context"])), tuple(map(int, e["target"]))) for e in entries]
-            if choices:
-                index[scene] = choices
-        return index
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SceneDataError(f"cannot read the evaluation index {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise SceneDataError(
-            f"{path} is not an evaluation index of scene -> context and target frames: {error}"
-        ) from None
+    except ValueError as error:
+        raise SceneDataError(f"{what}: {error}") from None
+    if not isinstance(content, dict):
+        raise SceneDataError(f"{what}: it holds a {type(content).__name__}")
+    index = {}
+    for scene, listed in content.items():
+        try:
+            choices = _choices(listed)
+        except (TypeError, KeyError) as error:
+            wrong = f"an entry lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise SceneDataError(f"{what}: of scene {scene}, {wrong}") from None
+        if choices:
+            index[scene] = choices
+    return index
+
+
+def _choices(listed: Any) -> list[FrameChoice]:
+    """The entries of a scene. Raises TypeError or KeyError where they are none."""
+    entries = [listed] if isinstance(listed, dict) else listed or []
+    return [
+        FrameChoice(tuple(map(operator.index, entry["context"])), tuple(map(operator.index, entry["target"])))
+        for entry in entries
+        if entry is not None
+    ]

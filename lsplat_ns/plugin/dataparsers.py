@@ -115,7 +115,7 @@ class SceneSetDataParser(DataParser):
         name = self.resolve_scene(scene if scene is not None else self.config.scene)
         video = self.read_scene(name)
         context = context if context is not None else self.config.context
-        listed = self.evaluation_choices().get(name)
+        listed = [entry for entry in self.evaluation_choices().get(name, []) if _can_be_shown(entry, len(video))]
         if context is not None:
             video.check_frames(tuple(context))
             targets = tuple(i for i in range(len(video)) if i not in context)
@@ -130,6 +130,15 @@ class SceneSetDataParser(DataParser):
     def _generate_dataparser_outputs(self, split: str = "train", **kwargs) -> DataparserOutputs:
         scene = self.active_scene(PreparationConfig(image_size=kwargs.get("image_size", (256, 256))))
         return scene.dataparser_outputs(scene.choice.context if split == "train" else scene.choice.target)
+
+
+def _can_be_shown(entry: FrameChoice, num_frames: int) -> bool:
+    """Whether an entry has two context views, a target, and no frame that the video lacks.
+
+    MV-LDM's indices have entries of one context view; those that are broken are named when they are evaluated.
+    """
+    frames = entry.context + entry.target
+    return len(entry.context) >= 2 and len(entry.target) >= 1 and all(0 <= frame < num_frames for frame in frames)
 
 
 @dataclass

@@ -70,7 +70,7 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
 
     Raises:
         LsplatError: If the run, its data or the index cannot be used, or the folder holds another evaluation.
-        KeyboardInterrupt: After a summary and a report that say that they are partial.
+        KeyboardInterrupt: After a summary and a report that say that they are partial, where any entry is done.
     """
     from rich.console import Console
 
@@ -93,6 +93,8 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
     if folder.done:
         console.print(f"Going on in {output}: {len(folder.done)} entries are done", highlight=False)
     outcome = _evaluate_with_progress(evaluation, folder, console)
+    if not (outcome.finished or folder.done):
+        raise KeyboardInterrupt
     if outcome.finished:
         _illustrate_the_rest(evaluation, folder, illustrator, console)
     summary = _finish_with_progress(evaluation, outcome, options, console)

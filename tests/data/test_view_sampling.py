@@ -129,11 +129,23 @@ def test_two_frames_leave_no_target() -> None:
 
 def test_index_entries_may_be_single_or_null(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
-    path.write_text(json.dumps({"a": {"context": [0, 2], "target": [1]}, "b": None, "c": []}))
+    path.write_text(json.dumps({"a": {"context": [0, 2], "target": [1]}, "b": None, "c": [], "d": [None]}))
     assert read_evaluation_index(path) == {"a": [FrameChoice((0, 2), (1,))]}
 
 
-@pytest.mark.parametrize("content", ["not json", "[1, 2]", '{"a": [{"context": [0, 1]}]}', '{"a": 3}'])
+BROKEN_INDICES = (
+    "not json",
+    "[1, 2]",
+    '{"a": 3}',
+    '{"a": [{"context": [0, 1]}]}',
+    '{"a": [{"context": [0, 1.5], "target": [1]}]}',
+    '{"a": [{"context": [0, 1e999], "target": [1]}]}',
+    '{"a": [{"context": "01", "target": [1]}]}',
+    '{"a": [[[0, 2], [1]]]}',
+)
+
+
+@pytest.mark.parametrize("content", BROKEN_INDICES)
 def test_a_broken_index_is_named_in_one_line(tmp_path: Path, content: str) -> None:
     path = tmp_path / "index.json"
     path.write_text(content)

@@ -41,6 +41,17 @@ def test_a_scene_of_the_asked_category_is_shown_with_the_entry_of_its_published_
     assert len(outputs.cameras) == 2 and torch.isfinite(outputs.cameras.camera_to_worlds).all()
 
 
+def test_entries_that_a_network_of_two_views_cannot_show_are_passed_over(root: Path) -> None:
+    good = {"context": [2, 4], "target": [3]}
+    unusable = [{"context": [2], "target": [3]}, {"context": [2, 99], "target": [3]}, {"context": [2, 4], "target": []}]
+    index = root / "co3d_hydrant_extra.json"
+    for entries, shown in (([*unusable, good], (2, 4)), (unusable, (0, 11))):
+        index.write_text(json.dumps({"h2": entries}))
+        assert (
+            Co3dDataParserConfig(data=root, category=("hydrant",)).setup().active_scene(SMALL).choice.context == shown
+        )
+
+
 def test_every_category_that_is_there_is_read_unless_one_is_asked_for(root: Path) -> None:
     assert set(Co3dDataParserConfig(data=root).setup().split("train").scenes) == {"h1", "bear2"}
     bears = Co3dDataParserConfig(data=root, category=("teddybear",)).setup()

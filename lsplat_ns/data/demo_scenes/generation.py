@@ -17,6 +17,7 @@ import cv2
 from lsplat_ns.data.demo_scenes.demo_scene import build_demo_scene
 from lsplat_ns.data.demo_scenes.writers import CO3DWriter, Photographs, RealEstateWriter, SceneWriter, encode_jpeg
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.interrupts import children_leave_interrupts_to_us
 
 SMALLEST_SIDE = 16
 FEWEST_FRAMES = 4
@@ -133,7 +134,9 @@ def _photograph_all(config: MakeScenesConfig) -> Iterator[Photographs]:
     with _single_threaded_children():
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
         try:
-            yield from pool.map(photograph, [config] * config.scenes, range(config.scenes))
+            with children_leave_interrupts_to_us():  # map starts them
+                photographs = pool.map(photograph, [config] * config.scenes, range(config.scenes))
+            yield from photographs
         finally:
             pool.shutdown(cancel_futures=True)
 
