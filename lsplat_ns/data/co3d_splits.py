@@ -58,7 +58,8 @@ def rows_of_split(
         names = [name for name in everything if name in present]
         chosen, why = _derived_sequences(category, names, split, other_list)
         rows = {name: np.arange(everything[name].start, everything[name].stop) for name in chosen}
-        notes = [f"no {_list_name(category, own)}: the {split} split is {why} ({len(rows)} sequences)"]
+        count = "1 sequence" if len(rows) == 1 else f"{len(rows)} sequences"
+        notes = [f"no {_list_name(category, own)}: the {split} split is {why} ({count})"]
     if not rows:
         raise SceneDataError(
             f"no sequence of {category.name} in the {split} split has images below {category}; "
@@ -110,14 +111,12 @@ def _derived_sequences(category: Path, names: list[str], split: str, other: Path
         rule = f"all that {other.name} leaves, but for {len(names) - len(usable)} of CO3D's hidden test sets"
         return [name for name in usable if name not in taken], rule
     developed = _sequences_of_set_lists(category.glob("set_lists/set_lists_fewview_dev.json"))
-    held_out = [name for name in usable if name in developed] or usable[::HELD_OUT_EVERY]
+    held_out, rule = [name for name in usable if name in developed], "the sequences of set_lists_fewview_dev.json"
+    if not held_out or len(held_out) == len(usable):  # a list of everything holds nothing out
+        held_out, rule = usable[::HELD_OUT_EVERY], f"every {HELD_OUT_EVERY}th sequence"
     training = [name for name in usable if name not in held_out]
     if not training:
         return usable, "every sequence, as there are too few to hold one out"
-    if developed.intersection(held_out):
-        rule = "the sequences of set_lists_fewview_dev.json"
-    else:
-        rule = f"every {HELD_OUT_EVERY}th sequence"
     return (training, f"all but {rule}") if split == "train" else (held_out, rule)
 
 

@@ -218,6 +218,9 @@ def test_without_lists_some_sequences_are_held_out(tmp_path: Path) -> None:
     train, test = Co3dSplit.open(data, "train"), Co3dSplit.open(data, "test")
     assert test.scenes == ["s03", "s05"] and sorted(train.scenes + test.scenes) == names
     assert "set_lists_fewview_dev.json" in test.notes[0]
+    write_set_list(data, "fewview_dev", {"train": names, "val": [], "test": []})  # would leave nothing to train on
+    train, test = Co3dSplit.open(data, "train"), Co3dSplit.open(data, "test")
+    assert test.scenes == ["s00", "s20", "s40"] and sorted(train.scenes + test.scenes) == names
 
 
 def test_a_single_sequence_is_in_both_splits_and_said_to_be(tmp_path: Path) -> None:
