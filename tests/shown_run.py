@@ -50,13 +50,26 @@ class Shown:
         self.viewer.init_scene(datamanager.train_dataset, "completed", datamanager.eval_dataset)
         self.ids = datamanager.scene_ids()
         self.hearing = Hearing(self.viewer.viser_server)
+        self._first = self.pipeline.model.active_scene
 
     def tab(self, aspect: float = 1.5) -> Tab:
-        """A tab in which the scene is seen, from where the viewer put it."""
+        """A tab in which the first scene is seen as at first, whatever was shown before."""
         tab = Tab(self.port, aspect, self.hearing)
         tab.wait(lambda: tab.has("Save scene") and tab.picture is not None and tab.moves > 0, "the panel and a picture")
         self.settle(tab)
+        wanted = {"Scene": self._first.name, "Context": ", ".join(map(str, self._first.choice.context))}
+        for field, value in wanted.items():
+            tab.wait(lambda: tab.value(field) == self._told(field), "the corrected field")  # noqa: B023
+            if tab.value(field) != value:
+                tab.set(field, value)
+                tab.wait(lambda: self._told(field) == tab.value(field) == value, value)  # noqa: B023
+                self.settle(tab)
         return tab
+
+    def _told(self, field: str) -> str:
+        """What a field of the panel has to tell."""
+        scene = self.pipeline.model.active_scene
+        return scene.name if field == "Scene" else ", ".join(map(str, scene.choice.context))
 
     def settle(self, tab: Tab) -> None:
         """Wait until the panel does nothing any more and the tab knows of all that it did."""

@@ -35,6 +35,7 @@ from lsplat_ns.plugin.recipes import tiny_trainer
 from lsplat_ns.plugin.viewer_panel import ViewerPanel, draw_part, keep_part
 from lsplat_ns.plugin.viewer_panel.scene_part import LARGEST_UPLOAD_BYTES
 from lsplat_ns.plugin.viewer_panel.widgets import SECONDS_TO_CORRECT, correct
+from lsplat_ns.plugin.viewing import FramePacer
 
 VIDEO_FRAMES, VIDEO_HEIGHT = 24, 128
 """Of videos in these tests; a person gets longer ones."""
@@ -390,8 +391,8 @@ def test_an_upload_whose_content_overtakes_its_announcement_is_taken(shown: Show
 
 def test_a_field_that_is_changed_again_is_not_corrected() -> None:
     field, other = SimpleNamespace(value="wrong"), SimpleNamespace(value="wrong")
-    correct(field, "right")
-    correct(other, "right")
+    correct(field, lambda: "right", "wrong")
+    correct(other, lambda: "right", "wrong")
     other.value = "mine"
     deadline = time.monotonic() + PATIENCE
     while field.value != "right" and time.monotonic() < deadline:
@@ -461,8 +462,9 @@ def test_every_output_is_shown_in_both_halves_of_the_split_view_with_and_without
 
 
 def test_a_split_view_as_it_comes_survives_large_moving_pictures_and_changes_of_compositing(
-    shown: Shown, tab: Tab, caplog: pytest.LogCaptureFixture
+    shown: Shown, tab: Tab, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(FramePacer, "SHORTEST", 150)  # also where drawing is slow
     tab.set("Max res", 512)
     tab.set("Enable", True)
     for composite in (False, True):

@@ -64,10 +64,10 @@ class DrawPart:
         with self.panel.telling("Drawing the scene"), self.panel.viewer.train_lock:
             model.show_draw(mode, int(seed), float(temperature))
             model.prediction()
-        draw = model.draw  # also where the wished one could not be drawn: the fields tell what is shown
-        for field, wish, value in zip(fields, wished, (draw.mode, draw.seed, draw.temperature), strict=True):
-            if wish != value and field.value == wish:  # else it was changed meanwhile, and is drawn next
-                correct(field, value)
+        # Also where the wished one could not be drawn the fields tell what is shown, unless they wish for yet another.
+        for field, wish, name in zip(fields, wished, ("mode", "seed", "temperature"), strict=True):
+            if wish != getattr(model.draw, name):
+                correct(field, lambda name=name: getattr(model.draw, name), wish)
         self.panel.rerender()
 
     def _draw_strip(self, client: ClientHandle) -> None:

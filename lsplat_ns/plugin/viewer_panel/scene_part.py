@@ -95,7 +95,7 @@ class ScenePart:
             self.wish(self._shown_name(), parse_context(self._context.value))
         except ConfigError as error:
             self.panel.say("Context views not changed", str(error), failed=True)
-            correct(self._context, self._shown_context())
+            correct(self._context, self._shown_context)
 
     def wish(self, scene: str, context: ContextChoice = None) -> None:
         """Show another scene, or the same from other views, when what happens now is done."""
@@ -112,8 +112,8 @@ class ScenePart:
             for client in panel.clients():
                 panel.stand_in_scene(client)
         self._wanted = self._shown_name()
-        correct(self._scene, self._wanted)
-        correct(self._context, self._shown_context())
+        correct(self._scene, self._shown_name)
+        correct(self._context, self._shown_context)
         panel.draw_part.forget_strip()
         panel.generate_part.follow_scene()
         self._picked = []

@@ -27,17 +27,16 @@ def by_a_person(act: Callable[[Any], None]) -> Callable[[Any], None]:
     return lambda event: act(event) if event.client is not None else None
 
 
-def correct(handle: Any, value: Any) -> None:
-    """Set a field that a person has just changed, unless it is changed again in a moment.
+def correct(handle: Any, read: Callable[[], Any], wish: Any = None) -> None:
+    """Set a field that a person has just changed to what is read then; with a wish only if it still holds that.
 
     viser passes a tab's change on to the other tabs after all callbacks, and that message would replace an earlier one
     of the same field: the correction has to come later.
     """
-    wrong = handle.value
 
     def put_right() -> None:
-        if handle.value == wrong:
-            handle.value = value
+        if wish is None or handle.value == wish:
+            handle.value = read()
 
     threading.Timer(SECONDS_TO_CORRECT, put_right).start()
 
