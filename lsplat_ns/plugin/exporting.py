@@ -5,6 +5,7 @@ from typing import Optional
 
 from lsplat_ns.checkpoints.exports import write_npz, write_ply, write_splat
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.plugin.runs import read_run_config
 from lsplat_ns.plugin.scene_model import PredictedScene
 
 WRITERS = (".ply", ".splat", ".npz")
@@ -23,14 +24,12 @@ def export_scene(config: Path, output: Path, *, scene: Optional[str] = None, kee
         Number of Gaussians written.
 
     Raises:
-        ConfigError: If there is no such run or format.
+        ConfigError: If there is no such run, it is of another method, or there is no such format.
         SceneDataError: If there is no such scene.
     """
     from nerfstudio.utils.eval_utils import eval_setup
 
-    config = config / "config.yml" if config.is_dir() else config
-    if not config.is_file():
-        raise ConfigError(f"no run at {config}; pass a run's folder or its config.yml")
+    config, _ = read_run_config(config)
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output must end in {', '.join(WRITERS)}, not {output.name!r}")
     _, pipeline, _, _ = eval_setup(config, test_mode="inference")

@@ -100,6 +100,29 @@ def write_run(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def read_run_config(run: Path) -> tuple[Path, LatentSplatTrainerConfig]:
+    """The config.yml of a run (trusted, as by every nerfstudio tool) and what it holds.
+
+    Args:
+        run: The run's folder, or its config.yml.
+
+    Raises:
+        ConfigError: If there is no run of a latentSplat method.
+    """
+    path = run / "config.yml" if run.is_dir() else run
+    if not path.is_file():
+        raise ConfigError(f"no run at {run}; pass a run's folder or its config.yml")
+    try:
+        config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(config, LatentSplatTrainerConfig) or not isinstance(
+        config.pipeline.model, LatentSplatModelConfig
+    ):
+        raise ConfigError(f"{path} is no run of a latentSplat method")
+    return path, config
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A run on disk: its configuration and the weights of its last checkpoint."""
@@ -111,7 +134,7 @@ class StoredRun:
 
     @staticmethod
     def open(run: Path) -> StoredRun:
-        """Read a run's config.yml (trusted, as by every nerfstudio tool) and its newest whole checkpoint.
+        """Read a run's config.yml and its newest whole checkpoint.
 
         Args:
             run: The run's folder, or its config.yml.
@@ -120,17 +143,7 @@ class StoredRun:
             ConfigError: If there is no run of a latentSplat method.
             CheckpointMismatch: If it has no checkpoint, or one that cannot be read.
         """
-        path = run / "config.yml" if run.is_dir() else run
-        if not path.is_file():
-            raise ConfigError(f"no run at {run}; pass a run's folder or its config.yml")
-        try:
-            config: Any = yaml.load(path.read_text(), Loader=yaml.Loader)
-        except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ImportError) as error:
-            raise ConfigError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-        if not isinstance(config, LatentSplatTrainerConfig) or not isinstance(
-            config.pipeline.model, LatentSplatModelConfig
-        ):
-            raise ConfigError(f"{path} is no run of a latentSplat method")
+        path, config = read_run_config(run)
         # Beside the config, and not where the run was made: it may have been moved or copied.
         folder = path.parent / config.relative_model_dir
         if not checkpoint_steps(folder):

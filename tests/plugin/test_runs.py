@@ -11,6 +11,7 @@ import yaml
 from untrained_runs import write_untrained_run
 
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
+from lsplat_ns.plugin.exporting import export_scene
 from lsplat_ns.plugin.mvldm_pipeline import MvldmPipelineConfig, MvldmTrainerConfig
 from lsplat_ns.plugin.runs import RunFolderConfig, StoredRun
 
@@ -70,3 +71,5 @@ def test_a_run_of_mv_ldm_is_no_run_of_latentsplat(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text(yaml.dump(config))
     with pytest.raises(ConfigError, match="no run of a latentSplat method"):
         StoredRun.open(tmp_path)
+    with pytest.raises(ConfigError, match="no run of a latentSplat method"):
+        export_scene(tmp_path, tmp_path / "scene.ply")
