@@ -115,8 +115,10 @@ def _build_diffusers_model(config: AutoencoderConfig) -> nn.Module:
     """An ``AutoencoderKL`` of random weights."""
     from diffusers import AutoencoderKL
 
+    from lsplat_ns.autoencoder.lean_blocks import keep_less
+
     plain = len(config.block_out_channels) - config.attention_levels
-    return AutoencoderKL(
+    model = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * plain + ("AttnDownEncoderBlock2D",) * config.attention_levels,
         up_block_types=("AttnUpDecoderBlock2D",) * config.attention_levels + ("UpDecoderBlock2D",) * plain,
         block_out_channels=config.block_out_channels,
@@ -124,6 +126,8 @@ def _build_diffusers_model(config: AutoencoderConfig) -> nn.Module:
         latent_channels=config.latent_channels,
         norm_num_groups=config.norm_groups,
     )
+    keep_less(model.decoder)
+    return model
 
 
 class KLAutoencoder(Recomputable):
