@@ -94,7 +94,9 @@ class SceneRequest:
             ConfigError: If the request contradicts the data.
         """
         video, entry = self._find()
-        given = (entry.context[0],) if self.context is None else tuple(self.context)
+        if self.context is None and not entry.context:
+            raise SceneDataError(f"the evaluation index gives scene {video.scene} no context frame; state a --context")
+        given = entry.context[:1] if self.context is None else tuple(self.context)
         video.check_frames(given)
         _check_covers(f"frame {given[0]} of scene {video.scene}", video.read_size(given[0]), size)
         scale = network_scale(video, given, PreparationConfig(size)) if self.scale is None else self.scale

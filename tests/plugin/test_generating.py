@@ -288,6 +288,13 @@ def test_what_a_scene_cannot_give_is_one_line(
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_an_entry_without_context_is_named(run: Path, rooms: Path, tmp_path: Path) -> None:
+    index = tmp_path / "index.json"
+    index.write_text(json.dumps({"rooms_3_00003": [{"context": [], "target": [1, 2]}]}))
+    with pytest.raises(LsplatError, match="gives scene rooms_3_00003 no context frame; state a --context"):
+        generate_by(command(run, tmp_path / "out", data=rooms, scene="0", index=index))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
