@@ -46,7 +46,8 @@ class MvldmModelConfig(ModelConfig):
     autoencoder_steps: int = 0
     """Steps that train the autoencoder alone, before the denoiser's training begins; 0 keeps a pretrained one."""
     ema_decay: Optional[float] = None
-    """Keep a moving average of the denoiser's weights with this decay per update, and generate with it."""
+    """Keep a moving average of the denoiser's weights with this decay per update (less at first), and generate with
+    it."""
     training_precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the networks in training; poses, rays and losses are float32 always."""
     low_memory: bool = False
@@ -187,10 +188,12 @@ class MvldmModel(Model):
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Let the moving average follow the denoiser; the first update copies it."""
+        """Let the moving average follow the denoiser. It begins as a copy, and reaches back over a tenth of the updates
+        until its decay is the stated one: what the denoiser was at the beginning must not weigh on a short training."""
         if self.averaged is None:
             return
-        weight = 1.0 if int(self.averaged_updates) == 0 else 1.0 - self.config.ema_decay
+        updates = int(self.averaged_updates)
+        weight = max(1.0 - self.config.ema_decay, 9 / (10 + updates)) if updates else 1.0
         for ours, theirs in zip(self.averaged.parameters(), self.network.denoiser.parameters(), strict=True):
             ours.lerp_(theirs, weight)
         self.averaged_updates += 1

@@ -139,8 +139,13 @@ def test_gradients_are_averaged_over_accumulated_steps_and_the_average_follows_u
     average = weights(model.averaged)
     iterate(trainer, 2, 3)
     for name, value in model.network.denoiser.named_parameters():
-        torch.testing.assert_close(model.averaged.state_dict()[name], 0.995 * average[name] + 0.005 * value)
+        torch.testing.assert_close(model.averaged.state_dict()[name], (2 * average[name] + 9 * value) / 11)
     assert model.generating_network().denoiser is model.averaged
+    model.averaged_updates.fill_(2000)  # after as many, the decay is the stated one
+    average = weights(model.averaged)
+    model.update_average()
+    for name, value in model.network.denoiser.named_parameters():
+        torch.testing.assert_close(model.averaged.state_dict()[name], 0.995 * average[name] + 0.005 * value)
 
 
 def test_a_checkpoint_in_the_middle_of_an_accumulation_repeats_its_step(rooms: Path, tmp_path: Path) -> None:
