@@ -27,9 +27,6 @@ SIDE = 128
 _ROOMS = MakeScenesConfig(output=Path(), kind="rooms", frames=30, size=(SIDE, SIDE))
 TRAINING_SCENES = replace(_ROOMS, scenes=641, test_scenes=1, seed=11)
 """What the demo models learn from."""
-DECODER_SCENES = replace(_ROOMS, scenes=241, test_scenes=1, seed=12)
-"""What latentSplat's decoder learns from in the end: rooms that the encoder does not know by heart, so that the decoder
-mends what the encoder gets wrong in such rooms."""
 HELD_OUT_SCENES = replace(_ROOMS, scenes=21, test_scenes=20, seed=2024)
 """What their quality is measured on: rooms of a seed that no training has seen."""
 SHOWN_SCENES = replace(HELD_OUT_SCENES, scenes=6, test_scenes=5)
@@ -38,9 +35,6 @@ SHOWN_SCENES = replace(HELD_OUT_SCENES, scenes=6, test_scenes=5)
 # Shares of the training. The splatted colour comes first, as in the published schedule: the decoder sees it.
 DECODER_STARTS, DISCRIMINATOR_STARTS = 0.3, 0.85
 AUTOENCODER_SHARE = 0.2
-
-FINISHING_SHARE = 0.1
-"""Steps in which latentSplat's decoder learns alone, as a share of those in which everything has learned together."""
 
 
 def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
@@ -67,32 +61,6 @@ def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
     generator["optimizer"] = replace(generator["optimizer"], lr=rate, fine_tuned_lr=rate / datamanager.batch_size)
     generator["scheduler"] = LinearWarmupConfig(warm_up_steps=300, initial_factor=0.01, decay_steps=steps)
     discriminator["optimizer"] = replace(discriminator["optimizer"], lr=5e-5)
-    return config
-
-
-def demo_decoder_trainer(steps: int) -> LatentSplatTrainerConfig:
-    """The end of latentsplat-tiny's training: its decoder alone, whose input no longer moves.
-
-    Without it, decoded colours are worse than the splatted ones that the decoder is given.
-    """
-    config = demo_trainer(steps)
-    datamanager = config.pipeline.datamanager
-    datamanager.batch_size = 2
-    datamanager.sampling = replace(datamanager.sampling, num_target_views=6)
-    model = config.pipeline.model
-    model.frozen = ("encoder",)
-    model.schedule = LossSchedule(
-        render_image=(),
-        combined=(LossTerm("l1", 1.0), LossTerm("mse", 10.0)),
-        adversarial=AdversarialConfig(loss="none"),
-    )
-    rate = 1e-3
-    generator = config.optimizers["generator"]
-    generator["optimizer"] = replace(
-        generator["optimizer"], fine_tuned_lr=rate / datamanager.batch_size, fine_tuned_betas=(0.9, 0.999)
-    )
-    generator["scheduler"] = LinearWarmupConfig(warm_up_steps=50, initial_factor=0.01, decay_steps=steps)
-    config.optimizers = {"generator": generator}
     return config
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, Tuple
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -15,17 +15,7 @@ from torch import Tensor
 
 from lsplat_ns.checkpoints.demo_weights import write_demo_weights
 from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
-from lsplat_ns.plugin.demo_recipes import (
-    DECODER_SCENES,
-    FINISHING_SHARE,
-    METHODS,
-    TRAINING_SCENES,
-    System,
-    demo_decoder_trainer,
-    demo_mvldm_trainer,
-    demo_trainer,
-)
-from lsplat_ns.plugin.loading import load_strictly
+from lsplat_ns.plugin.demo_recipes import METHODS, TRAINING_SCENES, System, demo_mvldm_trainer, demo_trainer
 from lsplat_ns.plugin.mvldm_model import MvldmModel
 from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, checkpoint_steps
 
@@ -47,13 +37,17 @@ def train_demo(system: System, folder: Path, steps: int) -> Path:
     method = METHODS[system]
     scenes = scenes_in(folder / "training-scenes", TRAINING_SCENES)
     config = (demo_trainer if system == "latentsplat" else demo_mvldm_trainer)(steps)
-    trainer = train(_placed(config, folder, "training", scenes))
+    config.output_dir, config.experiment_name, config.timestamp = folder / "runs", "demo", "training"
+    config.data = config.pipeline.datamanager.data = scenes.resolve()
+    trainer = train(config)
     weights, network = _weights(trainer)
     provenance = {
         "method": method,
         "network": network,
         "command": f"lsplat train-demo {system} --steps {steps}",
-        **_amount(trainer, TRAINING_SCENES),
+        "steps_done": trainer.step + 1,
+        "batch_size": config.pipeline.datamanager.batch_size,
+        "training_scenes": {name: str(value) for name, value in asdict(TRAINING_SCENES).items() if name != "output"},
         "seed": config.machine.seed,
         "data_seed": config.pipeline.datamanager.seed,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
@@ -61,41 +55,9 @@ def train_demo(system: System, folder: Path, steps: int) -> Path:
         "torch": torch.__version__,
         "parameters": sum(value.numel() for value in weights.values()),
     }
-    if system == "latentsplat":
-        trainer = train(decoder_training(folder, steps), weights)
-        weights, _ = _weights(trainer)
-        provenance["decoder"] = _amount(trainer, DECODER_SCENES)
     path = folder / f"{method}.safetensors"
     write_demo_weights(path, weights, provenance)
     return path
-
-
-def decoder_training(folder: Path, steps: int) -> LatentSplatTrainerConfig:
-    """The training that ends that of latentSplat; its scenes are made where they are missing.
-
-    Args:
-        folder: As in :func:`train_demo`.
-        steps: Of the training that it ends.
-    """
-    config = demo_decoder_trainer(max(1, round(FINISHING_SHARE * steps)))
-    scenes = scenes_in(folder / "decoder-scenes", DECODER_SCENES)
-    return _placed(config, folder, f"decoder-after-{steps}", scenes)  # after more steps, it begins anew
-
-
-def _placed(config: LatentSplatTrainerConfig, folder: Path, name: str, scenes: Path) -> LatentSplatTrainerConfig:
-    """A training of these scenes that keeps its run in ``folder``, under a name."""
-    config.output_dir, config.experiment_name, config.timestamp = folder / "runs", "demo", name
-    config.data = config.pipeline.datamanager.data = scenes.resolve()
-    return config
-
-
-def _amount(trainer: LatentSplatTrainer, scenes: MakeScenesConfig) -> Dict[str, Any]:
-    """How much a model was trained, and on what."""
-    return {
-        "steps_done": trainer.step + 1,
-        "batch_size": trainer.config.pipeline.datamanager.batch_size,
-        "training_scenes": {name: str(value) for name, value in asdict(scenes).items() if name != "output"},
-    }
 
 
 def scenes_in(folder: Path, config: MakeScenesConfig) -> Path:
@@ -109,12 +71,8 @@ def scenes_in(folder: Path, config: MakeScenesConfig) -> Path:
     return folder
 
 
-def train(config: LatentSplatTrainerConfig, weights: Optional[Mapping[str, Tensor]] = None) -> LatentSplatTrainer:
+def train(config: LatentSplatTrainerConfig) -> LatentSplatTrainer:
     """Train up to ``max_num_iterations``, from the last checkpoint of the run if there is one, with a progress bar.
-
-    Args:
-        config: The run.
-        weights: Of the networks where there is no checkpoint; random ones by default.
 
     Raises:
         SystemExit: After Ctrl-C; what is learned so far is saved.
@@ -127,8 +85,6 @@ def train(config: LatentSplatTrainerConfig, weights: Optional[Mapping[str, Tenso
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
-    if weights is not None and trainer._start_step == 0:
-        load_strictly(trainer.pipeline.model.network, weights)
     if trainer._start_step >= steps:
         CONSOLE.print(f"Using the model in {config.get_base_dir()} ({trainer._start_step} steps)")
         trainer.step = trainer._start_step - 1

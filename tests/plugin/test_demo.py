@@ -126,7 +126,7 @@ def test_weights_that_half_precision_cannot_hold_are_not_written(tmp_path: Path)
 def test_train_demo_trains_writes_weights_and_goes_on(
     system: str, tmp_path: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("demo_trainer", "demo_decoder_trainer", "demo_mvldm_trainer"):
+    for name in ("demo_trainer", "demo_mvldm_trainer"):
         monkeypatch.setattr(training, name, on_a_cpu(getattr(training, name)))
     monkeypatch.setattr(training, "scenes_in", lambda folder, config: rooms)
     path = training.train_demo(system, tmp_path, 2)
@@ -137,20 +137,7 @@ def test_train_demo_trains_writes_weights_and_goes_on(
         assert (generator_run(tmp_path / "generator") / "mvldm.safetensors").is_file()
     again, provenance = demo_weights.read_demo_weights(training.train_demo(system, tmp_path, 3))
     assert provenance["steps_done"] == 3
-    if system == "latentsplat":
-        assert provenance["decoder"]["steps_done"] == 1
     assert any(not torch.equal(again[key], value) for key, value in weights.items())
-
-
-@pytest.mark.slow
-def test_the_decoder_is_finished_alone(tmp_path: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "demo_decoder_trainer", on_a_cpu(training.demo_decoder_trainer))
-    monkeypatch.setattr(training, "scenes_in", lambda folder, config: rooms)
-    before, _ = demo_weights.read_demo_weights(WEIGHTS)
-    trainer = training.train(training.decoder_training(tmp_path, 5), before)
-    after = trainer.pipeline.model.network.state_dict()
-    moved = {key.split(".")[0] for key, value in after.items() if not torch.equal(value, before[key])}
-    assert moved == {"autoencoder"} and trainer.step == 0
 
 
 def on_a_cpu(recipe):
