@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, MultiViewUNetConfi
 from lsplat_ns.diffusion.objective import TrainingDraw, denoising_loss
 from lsplat_ns.diffusion.ray_maps import RayMapConfig, ray_maps, relative_to
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
-from lsplat_ns.diffusion.schedule import solve
+from lsplat_ns.diffusion.schedule import Prediction, solve
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.scene import Cameras, SceneBatch, Views
@@ -49,15 +50,20 @@ class MultiViewDiffusionConfig:
     """The networks. Defaults are the published model."""
 
     denoiser: MultiViewUNetConfig = field(default_factory=MultiViewUNetConfig)
-    """From noisy latents of all views to their noise."""
+    """From noisy latents of all views to their noise, or velocity."""
     rays: RayMapConfig = field(default_factory=RayMapConfig)
     """What the denoiser sees of the cameras."""
     autoencoder: AutoencoderConfig = field(default_factory=lambda: AutoencoderConfig(skip_connections=False))
     """Between images and latents; stays as it is in training. The published one is Stable Diffusion 2.1's."""
     latent_scale: float = 0.18215
     """Factor that brings the autoencoder's latents to about unit variance."""
+    prediction: Prediction = "noise"
+    """What the denoiser predicts: the noise, as published, or the velocity, from which training from scratch learns to
+    use the context much sooner."""
 
     def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ConfigError(f"a denoiser predicts {' or '.join(get_args(Prediction))}, not {self.prediction!r}")
         if self.autoencoder.kind != "kl" or self.autoencoder.skip_connections:
             raise ConfigError("MV-LDM's autoencoder is of kind kl and has no skip-connections")
         if self.latent_scale <= 0:
@@ -82,6 +88,7 @@ def tiny_multi_view_diffusion() -> MultiViewDiffusionConfig:
             block_out_channels=(32, 64, 64), layers_per_block=1, norm_groups=16, skip_connections=False
         ),
         latent_scale=1.0,
+        prediction="velocity",
     )
 
 
@@ -225,7 +232,7 @@ class MultiViewDiffusion(nn.Module):
         draw = replace(draw, **{name: getattr(draw, name).to(device) for name in moved})
         with torch.no_grad():
             latents = self.encode(views.image, draw.encoding_noise)
-        return denoising_loss(self.denoiser, latents, views.cameras, draw, self.config.rays)
+        return denoising_loss(self.denoiser, latents, views.cameras, draw, self.config.rays, self.config.prediction)
 
     @torch.no_grad()
     def sample(
@@ -264,7 +271,7 @@ class MultiViewDiffusion(nn.Module):
             return predict_guided_noise(self.denoiser, noisy, levels, conditioning, config.guidance)
 
         pacing = _Pacing(latents.device)
-        for done, stepped in enumerate(solve(predict, latents, config.solver), start=1):
+        for done, stepped in enumerate(solve(predict, latents, config.solver, self.config.prediction), start=1):
             latents = stepped
             pacing.step()
             notify(done)

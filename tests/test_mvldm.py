@@ -1,5 +1,7 @@
 """Claims about MV-LDM as a whole: sizes, latents, reproducibility, and that the small model learns."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from mvldm_recordings import loaded_model, split_views
@@ -124,8 +126,9 @@ def test_callbacks_see_every_step_and_their_errors_end_the_generation(tiny: Mult
 
 
 def test_the_small_model_learns_from_scratch() -> None:
+    """To predict noise, of which it learns the most in a few steps; velocity of random latents cannot be guessed."""
     torch.manual_seed(0)
-    model = MultiViewDiffusion(tiny_multi_view_diffusion())
+    model = MultiViewDiffusion(replace(tiny_multi_view_diffusion(), prediction="noise"))
     everything = views(5, (16, 16), samples=2)
     batch = SceneBatch(everything.select([0, 1]), everything.select([2, 3, 4]), ("a", "b"))
     generator = torch.Generator().manual_seed(0)

@@ -60,6 +60,8 @@ def view_timesteps(timesteps: Tensor, conditioning: Conditioning) -> Tensor:
 def predict_noise(denoiser: MultiViewUNet, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
     """Noise in the target views [b, t, c, h, w], given the context. Differentiable to the noisy latents.
 
+    Of a network that was trained to predict velocity, that.
+
     Args:
         denoiser: The network.
         noisy: Latents of the target views [b, t, c, h, w].

@@ -15,7 +15,7 @@ from torch.nn import functional
 from lsplat_ns.diffusion.guidance import Conditioning, predict_noise
 from lsplat_ns.diffusion.multiview_unet import MultiViewUNet
 from lsplat_ns.diffusion.ray_maps import RayMapConfig, ray_maps, relative_to
-from lsplat_ns.diffusion.schedule import TIMESTEPS, add_noise
+from lsplat_ns.diffusion.schedule import TIMESTEPS, Prediction, add_noise, prediction_target
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.scene import Cameras
 
@@ -92,9 +92,14 @@ def draw_training_step(
 
 
 def denoising_loss(
-    denoiser: MultiViewUNet, latents: Tensor, cameras: Cameras, draw: TrainingDraw, rays: RayMapConfig
+    denoiser: MultiViewUNet,
+    latents: Tensor,
+    cameras: Cameras,
+    draw: TrainingDraw,
+    rays: RayMapConfig,
+    prediction: Prediction = "noise",
 ) -> Tensor:
-    """Mean squared error of the predicted noise over all target latents, a float32 scalar. Differentiable.
+    """Mean squared error of what is predicted over all target latents, a float32 scalar. Differentiable.
 
     Args:
         denoiser: The network.
@@ -102,6 +107,7 @@ def denoising_loss(
         cameras: [b, views], in the same order.
         draw: The random choices, on the device of the latents.
         rays: What the network sees of the cameras.
+        prediction: What it predicts.
     """
     if draw.reference is not None:
         cameras = relative_to(cameras, draw.reference)
@@ -111,4 +117,5 @@ def denoising_loss(
         conditioning = conditioning.without_context()
     noisy = add_noise(clean, draw.target_noise, draw.timesteps)
     predicted = predict_noise(denoiser, noisy, draw.timesteps, conditioning)
-    return functional.mse_loss(predicted.float(), draw.target_noise.float())
+    target = prediction_target(clean, draw.target_noise, draw.timesteps, prediction)
+    return functional.mse_loss(predicted.float(), target.float())

@@ -1,7 +1,8 @@
 """The noise schedule that MV-LDM was trained with, and the solvers that run it backwards.
 
 Linear betas and noise prediction: not the schedule of Stable Diffusion 2.1, whose weights the network starts from.
-Source: MV-LDM's scheduler configuration; DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095), UniPC (2302.04867).
+Source: MV-LDM's scheduler configuration; DDIM (arXiv 2010.02502), DPM-Solver++ (2211.01095), UniPC (2302.04867);
+velocity (2202.00512, section 4).
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from lsplat_ns.errors import ConfigError
 TIMESTEPS = 1000
 """Noise levels of training; level 0 is almost clean."""
 BETA_FIRST, BETA_LAST = 1e-4, 0.02
+
+Prediction = Literal["noise", "velocity"]
+"""What a denoiser predicts. "noise": as published. "velocity": the derivative of the noisy latents by the angle between
+signal and noise. The loss then counts errors of the clean latents equally at all noise levels, where noise prediction
+hardly counts them at the high ones: there a network that is trained from scratch learns what context views are for."""
+DIFFUSERS_NAMES: dict[Prediction, str] = {"noise": "epsilon", "velocity": "v_prediction"}
 
 
 @dataclass(frozen=True)
@@ -44,11 +51,23 @@ def signal_shares(device: torch.device | str = "cpu") -> Tensor:
 
 def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Latents [b, ...] at noise levels ``timesteps`` [b]. Differentiable to both inputs."""
-    share = signal_shares(clean.device)[timesteps].view(-1, *(1,) * (clean.ndim - 1))
+    share = _shares_at(timesteps, clean)
     return share.sqrt() * clean + (1 - share).sqrt() * noise
 
 
-def build_scheduler(config: SolverConfig) -> Any:
+def prediction_target(clean: Tensor, noise: Tensor, timesteps: Tensor, prediction: Prediction) -> Tensor:
+    """What a denoiser should predict [b, ...] of latents that :func:`add_noise` made noisy."""
+    if prediction == "noise":
+        return noise
+    share = _shares_at(timesteps, clean)
+    return share.sqrt() * noise - (1 - share).sqrt() * clean
+
+
+def _shares_at(timesteps: Tensor, latents: Tensor) -> Tensor:
+    return signal_shares(latents.device)[timesteps].view(-1, *(1,) * (latents.ndim - 1))
+
+
+def build_scheduler(config: SolverConfig, prediction: Prediction = "noise") -> Any:
     """diffusers' scheduler of a configuration, with its timesteps set on the CPU.
 
     Multistep solvers remember earlier steps: take a new one for every run.
@@ -60,7 +79,7 @@ def build_scheduler(config: SolverConfig) -> Any:
         "beta_start": BETA_FIRST,
         "beta_end": BETA_LAST,
         "beta_schedule": "linear",
-        "prediction_type": "epsilon",
+        "prediction_type": DIFFUSERS_NAMES[prediction],
     }
     if config.kind == "ddim":
         scheduler = diffusers.DDIMScheduler(
@@ -79,23 +98,30 @@ def timesteps_of(config: SolverConfig) -> tuple[int, ...]:
     return tuple(int(timestep) for timestep in build_scheduler(config).timesteps)
 
 
-def solve(predict_noise: Callable[[Tensor, Tensor], Tensor], start: Tensor, config: SolverConfig) -> Iterator[Tensor]:
+def solve(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    start: Tensor,
+    config: SolverConfig,
+    prediction: Prediction = "noise",
+) -> Iterator[Tensor]:
     """Run a solver from pure noise, one step per value taken from the iterator.
 
     Coefficients stay on the CPU as numbers and noise levels are put on the device beforehand, so that no step waits for
     a GPU; except those of UniPC, which diffusers computes there.
 
     Args:
-        predict_noise: The noise in latents, of the latents and their noise level (int64 [], on their device).
+        predict: The noise in latents, or their velocity, of the latents and their noise level (int64 [], on their
+            device).
         start: Standard normal noise [b, ...], float32, of three axes or more.
         config: Which solver, how many steps.
+        prediction: Which of the two it is.
 
     Yields:
         The latents after each step; the last ones are clean.
     """
-    scheduler = build_scheduler(config)
+    scheduler = build_scheduler(config, prediction)
     on_device = scheduler.timesteps.to(start.device)
     latents = start
     for timestep, level in zip(scheduler.timesteps, on_device, strict=True):
-        latents = scheduler.step(predict_noise(latents, level).float(), timestep, latents, return_dict=False)[0]
+        latents = scheduler.step(predict(latents, level).float(), timestep, latents, return_dict=False)[0]
         yield latents

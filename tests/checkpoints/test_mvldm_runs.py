@@ -48,6 +48,17 @@ def test_a_configuration_survives_its_file(config: MultiViewDiffusionConfig, tmp
     assert read_mvldm_config(tmp_path) == config
 
 
+def test_what_the_network_predicts_is_the_noise_where_the_file_does_not_say_and_nothing_unknown(tmp_path: Path) -> None:
+    network = asdict(tiny_multi_view_diffusion())
+    for value, found in (("velocity", "velocity"), (None, "noise")):
+        network = {**network, "prediction": value} if value else {k: v for k, v in network.items() if k != "prediction"}
+        (tmp_path / CONFIG).write_text(json.dumps({"format": 1, "network": network}))
+        assert read_mvldm_config(tmp_path).prediction == found
+    (tmp_path / CONFIG).write_text(json.dumps({"format": 1, "network": {**network, "prediction": "colour"}}))
+    with pytest.raises(CheckpointMismatch, match="predicts noise or velocity, not 'colour'"):
+        read_mvldm_config(tmp_path)
+
+
 def test_an_imported_checkpoint_repeats_the_recorded_run_without_a_network_connection(
     tmp_path: Path, monkeypatch
 ) -> None:

@@ -7,6 +7,7 @@ import torch
 from mvldm_recordings import loaded_model, split_views, training_draw, training_outputs
 
 from lsplat_ns.diffusion.objective import TrainingConfig, TrainingDraw, draw_training_step
+from lsplat_ns.diffusion.schedule import signal_shares
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.scene import SceneBatch
 
@@ -92,6 +93,21 @@ def test_the_loss_is_that_of_target_views_and_reaches_the_denoiser_alone() -> No
     assert reached and all(name.startswith("denoiser.") for name in reached)
     unreached = {name for name, _ in model.denoiser.named_parameters() if f"denoiser.{name}" not in reached}
     assert unreached and all(".attn2." in name or ".norm2." in name for name in unreached)  # of the absent text
+
+
+def test_a_network_that_predicts_velocity_is_judged_by_velocity() -> None:
+    case, model = loaded_model("mv_training_step")
+    batch, step = SceneBatch(*split_views(case), ("a", "b")), training_draw(case, case.meta["rows"][1])
+    model.denoiser.forward = lambda inputs, *_: inputs[:, :4]  # predicts the noisy latents themselves
+    model.config = replace(model.config, prediction="velocity")
+    with torch.no_grad():
+        loss = model.training_loss(batch, step)
+        clean = model.encode(batch.context.concat(batch.target).select(list(step.views)).image, step.encoding_noise)
+    clean = clean[:, step.context_count :]
+    share = signal_shares()[step.timesteps].view(-1, 1, 1, 1, 1)
+    signal, noise = share.sqrt(), (1 - share).sqrt()
+    noisy = signal * clean + noise * step.target_noise
+    torch.testing.assert_close(loss, (noisy - signal * step.target_noise + noise * clean).square().mean())
 
 
 def test_dropping_context_hides_it_from_the_targets() -> None:

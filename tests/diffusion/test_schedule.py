@@ -6,7 +6,16 @@ from mvldm_recordings import schedule_outputs
 from parity import recording
 from torch import Tensor
 
-from lsplat_ns.diffusion.schedule import TIMESTEPS, SolverConfig, add_noise, signal_shares, solve, timesteps_of
+from lsplat_ns.diffusion.schedule import (
+    TIMESTEPS,
+    SolverConfig,
+    add_noise,
+    build_scheduler,
+    prediction_target,
+    signal_shares,
+    solve,
+    timesteps_of,
+)
 from lsplat_ns.errors import ConfigError
 
 MEAN, SPREAD = 0.3, 0.5
@@ -50,6 +59,28 @@ def test_every_solver_finds_the_data_where_the_noise_is_predicted_perfectly(kind
     start = torch.linspace(-2, 2, 41)[None, :, None]
     found = solution(kind, 200, start)
     assert (found - (MEAN + SPREAD * start)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_velocity_leads_every_solver_to_the_same_data_as_the_noise_that_it_stands_for(kind: str) -> None:
+    start = torch.linspace(-2, 2, 41)[None, :, None]
+
+    def exact_velocity(latents: Tensor, level: Tensor) -> Tensor:
+        share, noise = signal_shares()[level], exact_noise(latents, level)
+        clean = (latents - (1 - share).sqrt() * noise) / share.sqrt()
+        return prediction_target(clean, noise, level[None], "velocity")
+
+    (*_, found) = solve(exact_velocity, start, SolverConfig(kind, 20), "velocity")
+    assert (found - solution(kind, 20, start)).abs().max() < 1e-4
+
+
+def test_velocity_is_what_diffusers_calls_so_and_noise_is_the_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(3, 2, 4, 5, generator=generator) for _ in range(2))
+    levels = torch.tensor([0, 500, 999])
+    expected = build_scheduler(SolverConfig()).get_velocity(clean, noise, levels)
+    torch.testing.assert_close(prediction_target(clean, noise, levels, "velocity"), expected)
+    assert prediction_target(clean, noise, levels, "noise") is noise
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
