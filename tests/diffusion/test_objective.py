@@ -95,11 +95,11 @@ def test_the_loss_is_that_of_target_views_and_reaches_the_denoiser_alone() -> No
     assert unreached and all(".attn2." in name or ".norm2." in name for name in unreached)  # of the absent text
 
 
-def test_a_network_that_predicts_velocity_is_judged_by_velocity() -> None:
+def test_a_network_that_predicts_velocity_is_judged_by_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
     case, model = loaded_model("mv_training_step")
     batch, step = SceneBatch(*split_views(case), ("a", "b")), training_draw(case, case.meta["rows"][1])
-    model.denoiser.forward = lambda inputs, *_: inputs[:, :4]  # predicts the noisy latents themselves
-    model.config = replace(model.config, prediction="velocity")
+    monkeypatch.setattr(model.denoiser, "forward", lambda inputs, *_: inputs[:, :4])  # the noisy latents themselves
+    monkeypatch.setattr(model, "config", replace(model.config, prediction="velocity"))
     with torch.no_grad():
         loss = model.training_loss(batch, step)
         clean = model.encode(batch.context.concat(batch.target).select(list(step.views)).image, step.encoding_noise)
