@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see lsplat_ns.cli; before torch is imported
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from shown_run import Shown
+    from viser_tab import Tab
 
 BIN = Path(sys.executable).parent
 
@@ -131,3 +137,29 @@ def shipped(unseen_rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 
     cwd = tmp_path_factory.mktemp("shipped")
     return Run(cwd, prediction_run(cwd / "run", unseen_rooms).parent, "")
+
+
+@pytest.fixture(scope="module")
+def mvldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of a small MV-LDM that is not trained."""
+    from untrained_runs import write_untrained_mvldm
+
+    return write_untrained_mvldm(tmp_path_factory.mktemp("mvldm") / "run")
+
+
+@pytest.fixture(scope="module")
+def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """A run in nerfstudio's viewer, for the tests of one file."""
+    from shown_run import Shown
+
+    shown = Shown(rooms, tmp_path_factory.mktemp("shown") / "run")
+    yield shown
+    shown.close()
+
+
+@pytest.fixture
+def tab(shown: Shown) -> Iterator[Tab]:
+    """A tab of that viewer, in its first scene."""
+    tab = shown.tab()
+    yield tab
+    tab.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ import pytest
 import torch
 import yaml
 from shown_run import Shown
-from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.data.batches import baseline_of
@@ -24,25 +22,6 @@ from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
 from lsplat_ns.plugin.scene_generation import chosen_run, generation_task, poses_along, poses_here
 from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
-
-
-@pytest.fixture(scope="module")
-def mvldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained_mvldm(tmp_path_factory.mktemp("mvldm") / "run")
-
-
-@pytest.fixture(scope="module")
-def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    shown = Shown(rooms, tmp_path_factory.mktemp("generation") / "run")
-    yield shown
-    shown.close()
-
-
-@pytest.fixture
-def tab(shown: Shown) -> Iterator[Tab]:
-    tab = shown.tab()
-    yield tab
-    tab.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import torch
 from demo_captures import write_capture
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
 from shown_run import Shown
-from untrained_runs import write_untrained_mvldm
 from viser_tab import Tab
 
 from lsplat_ns.data.batches import PreparationConfig
@@ -25,26 +23,12 @@ from lsplat_ns.plugin.generated_layers import GeneratedLayer, delete_unreference
 from lsplat_ns.plugin.scene_generation import generation_task, poses_along
 
 
-@pytest.fixture(scope="module")
-def mvldm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_untrained_mvldm(tmp_path_factory.mktemp("mvldm") / "run")
-
-
-@pytest.fixture(scope="module")
-def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    shown = Shown(rooms, tmp_path_factory.mktemp("layers") / "run")
-    yield shown
-    shown.close()
-
-
 @pytest.fixture
-def quick(shown: Shown, mvldm: Path) -> Iterator[Tab]:
+def quick(tab: Tab, mvldm: Path) -> Tab:
     """A tab that generates a view in two steps."""
-    tab = shown.tab()
     for label, value in (("MV-LDM run", str(mvldm)), ("Views", 1), ("Steps", 2)):
         tab.set(label, value)
-    yield tab
-    tab.close()
+    return tab
 
 
 def test_the_layers_of_a_scene_come_back_with_it_and_a_later_viewer_knows_them(shown: Shown, quick: Tab) -> None:

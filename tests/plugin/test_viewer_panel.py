@@ -43,21 +43,12 @@ ATTEMPTS = 12
 """At most, of what is to be quick, where one has to be."""
 
 
-@pytest.fixture(scope="module")
-def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    shown = Shown(rooms, tmp_path_factory.mktemp("viewer") / "run")
+@pytest.fixture(scope="module", autouse=True)
+def short_videos() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keep_part, "VIDEO_FRAMES", VIDEO_FRAMES)
         patch.setattr(keep_part, "VIDEO_HEIGHT", VIDEO_HEIGHT)
-        yield shown
-    shown.close()
-
-
-@pytest.fixture
-def tab(shown: Shown) -> Iterator[Tab]:
-    tab = shown.tab()
-    yield tab
-    tab.close()
+        yield
 
 
 def test_scenes_are_reached_by_name_by_number_and_by_steps_and_other_tools_follow(shown: Shown, tab: Tab) -> None:

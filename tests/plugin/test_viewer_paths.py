@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,6 @@ from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.plugin.taking_away import cropped, read_camera_path
 from lsplat_ns.plugin.viewing import in_panel_words, plain_message
-
-
-@pytest.fixture(scope="module")
-def shown(rooms: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
-    shown = Shown(rooms, tmp_path_factory.mktemp("paths") / "run")
-    yield shown
-    shown.close()
-
-
-@pytest.fixture
-def tab(shown: Shown) -> Iterator[Tab]:
-    tab = shown.tab()
-    yield tab
-    tab.close()
 
 
 def test_a_saved_path_stays_where_it_was_when_other_photos_are_chosen_and_tells_if_it_is_of_another_scene(
