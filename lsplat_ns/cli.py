@@ -167,7 +167,7 @@ class TrainDemo:
     folder: Path = Path("train-demo")
     """Where scenes, run and weights are kept."""
     steps: Optional[int] = None
-    """Training steps in all; by default 7500 of latentSplat and 12000 of MV-LDM, at most half an hour on an H100."""
+    """Training steps in all; by default 7500 of latentSplat (13 minutes on an H100) and 12000 of MV-LDM (not timed)."""
 
     def run(self) -> int:
         """Train, and say where the weights are."""

@@ -1,8 +1,8 @@
 """diffusers' decoder blocks, made to keep a third of what their own forward pass keeps for the backward pass.
 
 A residual block is two times normalise, activate, convolve. Only what goes into the normalisation is kept: normalising
-and activating once more in the backward pass takes a few percent of the convolution's time. Values and gradients are
-bitwise those of diffusers' blocks.
+and activating once more in the backward pass takes far fewer operations than the convolution, which is not repeated.
+Values and gradients are bitwise those of diffusers' blocks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def keep_less(decoder: nn.Module) -> None:
     """Give the blocks of a decoder of ``AutoencoderKL`` their lean forward pass. Weights and their names stay."""
     lean = {ResnetBlock2D: LeanResnetBlock, Upsample2D: LeanUpsample}
     for module in decoder.modules():
-        module.__class__ = lean.get(type(module), type(module))
+        if type(module) in lean:
+            module.__class__ = lean[type(module)]
 
 
 class LeanResnetBlock(ResnetBlock2D):

@@ -22,8 +22,8 @@ BETA_FIRST, BETA_LAST = 1e-4, 0.02
 
 Prediction = Literal["noise", "velocity"]
 """What a denoiser predicts. "noise": as published. "velocity": the derivative of the noisy latents by the angle between
-signal and noise. The loss then counts errors of the clean latents equally at all noise levels, where noise prediction
-hardly counts them at the high ones: there a network that is trained from scratch learns what context views are for."""
+signal and noise. The loss then counts an error of the clean latents in full at high noise levels, too, where that of
+noise hardly counts it: there a network that is trained from scratch learns what context views are for."""
 DIFFUSERS_NAMES: dict[Prediction, str] = {"noise": "epsilon", "velocity": "v_prediction"}
 
 
