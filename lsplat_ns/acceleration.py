@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.latentsplat import FastParts, LatentSplat
 from lsplat_ns.recomputation import set_recomputation
 from lsplat_ns.rendering.rasterization import matrices_in_pixels
@@ -203,16 +208,51 @@ def exact(network: LatentSplat) -> None:
     network.fast = None
 
 
-def prepare_training(network: LatentSplat, dtype: torch.dtype | None, low_memory: bool) -> None:
+def prepare_training(network: LatentSplat, dtype: torch.dtype | None, low_memory: bool, compiled: bool = False) -> None:
     """Choose how a network trains, in place. Weights stay float32, and checkpoints the same, with every choice.
 
     Args:
         network: Not accelerated.
         dtype: Type that the encoder (by autocast) and the decoder run in, None for float32.
         low_memory: Compute large results again in the backward pass instead of keeping them.
+        compiled: Fuse kernels by torch.compile, which itself chooses what to keep; not together with ``low_memory``.
+            The first step of each stage then takes a minute or two longer.
+
+    Raises:
+        ConfigError: If nothing can be compiled here, or both options are set.
     """
     network.encoder.network_dtype = network.decoder_dtype = dtype
     set_recomputation(network, low_memory)
+    network.fast_in_training = None
+    decoder = network.autoencoder if network.config.autoencoder.kind == "kl" else None
+    if decoder is not None:
+        decoder.features_in_training = None
+    if compiled:
+        check_compiler(next(network.parameters()).device.type, low_memory)
+        splatting = SplattingParts(torch.compile(values_seen_from, dynamic=False))
+        network.fast_in_training = FastParts(torch.compile(network.encoder, dynamic=False), splatting=splatting)
+        frozen = decoder is None or not decoder.last_layer.requires_grad
+        if frozen and hasattr(functorch_config, "donated_buffer"):  # since torch 2.6
+            # The adaptive weight then differentiates through compiled code, which must still be there afterwards.
+            functorch_config.donated_buffer = False
+        if decoder is not None:
+            decoder.features_in_training = torch.compile(decoder.decoded_features, dynamic=False)
+
+
+def check_compiler(device: str, low_memory: bool) -> None:
+    """Refuse to compile training where it cannot be done, before the first step finds out.
+
+    Raises:
+        ConfigError: With one line that says why not.
+    """
+    off = "leave out --pipeline.model.compiled-training"
+    if low_memory:
+        raise ConfigError(f"compiled training chooses itself what to keep: {off}, or low-memory")
+    stated, known = ("CC", ("cc", "gcc", "clang")) if device == "cuda" else ("CXX", ("g++", "clang++", "c++", "cl"))
+    if not any(map(shutil.which, filter(None, (os.environ.get(stated), *known)))):
+        raise ConfigError(f"compiled training needs a C++ compiler, and none is on the PATH: install g++, or {off}")
+    if device == "cuda" and find_spec("triton") is None:
+        raise ConfigError(f"compiled training needs triton on a GPU: pip install triton, or {off}")
 
 
 def _set_convolution_format(module: nn.Module, memory_format: torch.memory_format) -> None:

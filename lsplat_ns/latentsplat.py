@@ -95,6 +95,8 @@ class LatentSplat(nn.Module):
         self.autoencoder = build_autoencoder(self.config.autoencoder)
         self.fast: FastParts | None = None
         """Stand-ins used where no gradient is needed; see ``lsplat_ns.acceleration``."""
+        self.fast_in_training: FastParts | None = None
+        """Stand-ins used where gradients are needed: encoder and splatting, differentiable as the network's own."""
         self.decoder_dtype: torch.dtype | None = None
         """Type that the decoder runs in where it has no stand-in: of its weights too, or by autocast where it computes
         twice (``recompute``). None: float32."""
@@ -102,7 +104,7 @@ class LatentSplat(nn.Module):
 
     @property
     def _fast(self) -> FastParts:
-        return self.fast if self.fast is not None and not torch.is_grad_enabled() else FastParts()
+        return (self.fast_in_training if torch.is_grad_enabled() else self.fast) or FastParts()
 
     def render_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of splatted maps for an image size."""
@@ -133,9 +135,11 @@ class LatentSplat(nn.Module):
         """
         if depth_noise is None and not deterministic:
             depth_noise = self.encoder.draw_depth_noise(context, generator)
-        return (self._fast.encoder or self.encoder)(
-            context, step=step, deterministic=deterministic, depth_noise=depth_noise
-        )
+        settled = self.config.encoder.depth.settled_step(step)  # code is compiled, or captured, for one step
+        stand_in = None if settled is None else self._fast.encoder
+        encoder = self.encoder if stand_in is None else stand_in  # compiled modules have no truth value
+        step = step if settled is None else settled
+        return encoder(context, step=step, deterministic=deterministic, depth_noise=depth_noise)
 
     def render(
         self,

@@ -127,6 +127,8 @@ class MultiViewDiffusion(nn.Module):
         self.autoencoder = KLAutoencoder(config.autoencoder)
         self.fast_denoiser: Callable[[Tensor, Tensor, Conditioning, float], Tensor] | None = None
         """Stand-in for the guided denoiser; see ``lsplat_ns.mvldm_acceleration``."""
+        self.denoiser_in_training: Callable[..., Tensor] | None = None
+        """Stand-in for the denoiser in :meth:`training_loss`."""
         self.autoencoder_dtype: torch.dtype | None = None
         """Type that the autoencoder runs in (by autocast). None: float32; also from the first overflow on."""
         self.autoencoder_waits_on_cpu = False
@@ -232,7 +234,11 @@ class MultiViewDiffusion(nn.Module):
         draw = replace(draw, **{name: getattr(draw, name).to(device) for name in moved})
         with torch.no_grad():
             latents = self.encode(views.image, draw.encoding_noise)
-        return denoising_loss(self.denoiser, latents, views.cameras, draw, self.config.rays, self.config.prediction)
+        compiled = self.denoiser_in_training
+        # Steps without context are few and have fewer views, which would have to be compiled on their own.
+        plain = compiled is None or draw.drop_context or not torch.is_grad_enabled()
+        denoiser = self.denoiser if plain else compiled
+        return denoising_loss(denoiser, latents, views.cameras, draw, self.config.rays, self.config.prediction)
 
     @torch.no_grad()
     def sample(

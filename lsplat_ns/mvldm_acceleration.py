@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lsplat_ns.acceleration import CapturedCall
+from lsplat_ns.acceleration import CapturedCall, check_compiler
 from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
 from lsplat_ns.diffusion.multiview_attention import SequenceAttention
 from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, NoText
 from lsplat_ns.mvldm import MultiViewDiffusion
+from lsplat_ns.recomputation import set_recomputation
 
 DENOISER_DTYPE = torch.bfloat16
 AUTOENCODER_DTYPE = torch.float16
@@ -133,6 +134,27 @@ class FastDenoiser:
     def _call(self, guidance: float, inputs: tuple[Tensor, Tensor, Conditioning]) -> Tensor:
         noisy, levels, conditioning = inputs
         return self._predict(self._denoiser, noisy, levels, conditioning, guidance).float()
+
+
+def prepare_denoiser_training(model: MultiViewDiffusion, low_memory: bool, compiled: bool) -> None:
+    """Choose how a model trains, in place. Weights stay float32, and checkpoints the same, with every choice.
+
+    Args:
+        model: Not accelerated.
+        low_memory: Compute large results again in the backward pass instead of keeping them.
+        compiled: Fuse kernels by torch.compile: of the autoencoder's decoder, and of the denoiser where it is told of
+            context views.
+
+    Raises:
+        ConfigError: If nothing can be compiled here, or both options are set.
+    """
+    set_recomputation(model.denoiser, low_memory)
+    model.denoiser_in_training = model.autoencoder.features_in_training = None
+    if compiled:
+        check_compiler(next(model.denoiser.parameters()).device.type, low_memory)
+        # Of the method, since a compiled module would become a part of the model.
+        model.denoiser_in_training = torch.compile(model.denoiser.forward, dynamic=False)
+        model.autoencoder.features_in_training = torch.compile(model.autoencoder.decoded_features, dynamic=False)
 
 
 def accelerate_generation(model: MultiViewDiffusion, compiled: bool = False) -> None:

@@ -73,8 +73,10 @@ if __name__ == "__main__":
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--compiled", action="store_true", help="compile the training")
     options = parser.parse_args()
     chosen = mid_size_trainer(options.steps)
     chosen.data, chosen.pipeline.model.training_precision = options.data, options.precision
+    chosen.pipeline.model.compiled_training = options.compiled
     chosen.output_dir, chosen.experiment_name, chosen.timestamp = options.output, "rooms", "first"
     main(chosen)

@@ -12,6 +12,7 @@ from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, MultiViewUNetConfi
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
 from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewGroup
+from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.metrics import psnr
 from lsplat_ns.mvldm import MultiViewDiffusionConfig, tiny_multi_view_diffusion
 from lsplat_ns.mvldm_acceleration import (
@@ -19,6 +20,7 @@ from lsplat_ns.mvldm_acceleration import (
     accelerate_generation,
     fuse_layers,
     lower_precision,
+    prepare_denoiser_training,
 )
 from lsplat_ns.plugin.bench_generation import _views, build, counted_tflop, run_generation_benchmark, sample
 
@@ -101,6 +103,33 @@ def test_only_the_first_two_sizes_of_groups_are_compiled(monkeypatch: pytest.Mon
     sizes = (4, 3, 3, 1, 4, 2, 3)  # the anchors, groups around them, a short one
     assert all(torch.equal(double(torch.ones(size)), torch.full((size,), 2.0)) for size in sizes)
     assert compiled == [4, 3, 3, 4, 3]
+
+
+def test_compiled_training_is_refused_in_one_line_with_low_memory_and_without_a_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build(tiny_multi_view_diffusion(), torch.device("cpu"))
+
+    def refused(match: str, low_memory: bool = False) -> None:
+        with pytest.raises(ConfigError, match=match) as caught:
+            prepare_denoiser_training(model, low_memory, compiled=True)
+        assert "\n" not in str(caught.value) and "--pipeline.model.compiled-training" in str(caught.value)
+        assert model.denoiser_in_training is None and model.autoencoder.features_in_training is None
+
+    refused("low-memory", low_memory=True)
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: None)
+    refused("none is on the PATH")
+
+
+def test_compiled_training_switched_off_again_leaves_no_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: name)
+    model = build(tiny_multi_view_diffusion(), torch.device("cpu"))
+    keys = list(model.state_dict())
+    prepare_denoiser_training(model, low_memory=False, compiled=True)
+    assert model.denoiser_in_training is not None and model.autoencoder.features_in_training is not None
+    assert list(model.state_dict()) == keys
+    prepare_denoiser_training(model, low_memory=False, compiled=False)
+    assert model.denoiser_in_training is None and model.autoencoder.features_in_training is None
 
 
 def test_the_counted_work_is_that_of_the_published_network() -> None:

@@ -1,4 +1,4 @@
-"""Lighter training: the same gradients from fewer kept results, and bfloat16 that stays beside float32."""
+"""Lighter or compiled training: the same gradients from fewer results or fused kernels; bfloat16 beside float32."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import torch
 from losses.test_objective import tiny_batch, tiny_network
 from torch import Tensor
 
-from lsplat_ns.acceleration import exact, prepare_training
-from lsplat_ns.latentsplat import LatentSplat
+from lsplat_ns.acceleration import check_compiler, exact, prepare_training
+from lsplat_ns.errors import ConfigError
+from lsplat_ns.latentsplat import FastParts, LatentSplat
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import step_losses
+from lsplat_ns.rendering.splatting import SplattingParts
 from lsplat_ns.scene import Rendering
 
 SCHEDULE = LossSchedule(
@@ -38,10 +40,12 @@ class KeptBytes:
         return sum(size for _, size in self._storages.values())
 
 
-def trained(dtype: torch.dtype | None = None, low_memory: bool = False) -> tuple[float, dict[str, Tensor], int]:
+def trained(
+    dtype: torch.dtype | None = None, low_memory: bool = False, compiled: bool = False
+) -> tuple[float, dict[str, Tensor], int]:
     """Loss, gradients and kept bytes of one full step."""
     network = tiny_network()
-    prepare_training(network, dtype, low_memory)
+    prepare_training(network, dtype, low_memory, compiled)
     kept = KeptBytes(network)
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         result = step_losses(network, tiny_batch(), SCHEDULE, 0, generator=torch.Generator().manual_seed(0))
@@ -83,6 +87,69 @@ def test_bfloat16_points_the_same_way():
         names = [name for name in gradients if name.startswith(part)]
         ours, theirs = (torch.cat([g[name].flatten() for name in names]) for g in (light, gradients))
         assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.98, part
+
+
+@pytest.mark.slow
+def test_compiled_training_gives_the_same_losses_and_gradients():
+    loss, gradients, _ = trained()
+    compiled_loss, compiled, _ = trained(compiled=True)
+    assert compiled_loss == pytest.approx(loss, rel=1e-5)
+    assert compiled.keys() == gradients.keys()
+    assert {name.split(".")[0] for name in gradients} == {"encoder", "autoencoder", "discriminator"}
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert float((compiled[name] - gradient).abs().max()) < 1e-4 * largest, name
+
+
+def test_stand_ins_of_compiled_training_are_for_gradients_alone_and_go_with_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: name)
+
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("used")
+
+    network, batch = tiny_network(), tiny_batch()
+    keys = list(network.state_dict())
+    prepare_training(network, None, low_memory=False, compiled=True)
+    assert network.fast_in_training.encoder is not None and network.autoencoder.features_in_training is not None
+    assert list(network.state_dict()) == keys
+    network.fast_in_training = FastParts(encoder=unwanted, splatting=SplattingParts(unwanted))
+    network.autoencoder.features_in_training = unwanted
+
+    with torch.no_grad():  # as everything that shows or evaluates
+        gaussians = network.encode(batch.context, deterministic=True).mode()
+        seen = network.view(gaussians, batch.target.cameras, batch.target.size, deterministic=True)
+    for part in (
+        lambda: network.encode(batch.context, deterministic=True),
+        lambda: network.render(gaussians, batch.target.cameras, batch.target.size),
+        lambda: network.decode(seen.rendering, seen.latent),
+    ):
+        with pytest.raises(AssertionError, match="used"):
+            part()
+
+    prepare_training(network, None, low_memory=False, compiled=False)
+    assert network.fast_in_training is None and network.autoencoder.features_in_training is None
+    again = network.view(gaussians, batch.target.cameras, batch.target.size, deterministic=True)
+    torch.testing.assert_close(again.image, seen.image)
+
+
+def test_compiled_training_is_refused_in_one_line_with_low_memory_and_where_nothing_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def refused(match: str, low_memory: bool = False) -> None:
+        network = tiny_network()
+        with pytest.raises(ConfigError, match=match) as caught:
+            prepare_training(network, None, low_memory, compiled=True)
+        assert "\n" not in str(caught.value) and "--pipeline.model.compiled-training" in str(caught.value)
+        assert network.fast_in_training is None and network.autoencoder.features_in_training is None
+
+    refused("low-memory", low_memory=True)
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: None)
+    refused("none is on the PATH")
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: name if name in ("cc", "g++") else None)
+    monkeypatch.setattr("lsplat_ns.acceleration.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install triton"):
+        check_compiler("cuda", low_memory=False)
+    check_compiler("cpu", low_memory=False)  # where triton is not needed
 
 
 def test_exact_undoes_the_precision_of_training():

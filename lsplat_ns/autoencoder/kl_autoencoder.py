@@ -140,6 +140,8 @@ class KLAutoencoder(Recomputable):
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or AutoencoderConfig()
+        self.features_in_training: Callable[[Tensor, Tensor | None], Tensor] | None = None
+        """Stand-in for :meth:`decoded_features` where gradients are needed; see ``lsplat_ns.acceleration``."""
         if config.kind != "kl":
             raise ConfigError(f"KLAutoencoder needs kind 'kl', not {config.kind!r}: use build_autoencoder")
         self.model = _build_diffusers_model(config)
@@ -235,14 +237,19 @@ class KLAutoencoder(Recomputable):
         if self.recompute:  # image by image, so that one image's activations exist at a time
             skips = [None] * len(z) if skip is None else skip.split(1)
             parts = zip(z.split(1), skips, strict=True)
-            features = torch.cat([self.recomputed(self._decoded_features, *part) for part in parts])
+            features = torch.cat([self.recomputed(self.decoded_features, *part) for part in parts])
+        elif self.features_in_training is not None and torch.is_grad_enabled():
+            features = self.features_in_training(z, skip)
         else:
-            features = self._decoded_features(z, skip)
+            features = self.decoded_features(z, skip)
         # Apart, because the adaptive weight differentiates to this layer alone.
         return self.model.decoder.conv_out(features)
 
-    def _decoded_features(self, z: Tensor, skip: Tensor | None) -> Tensor:
-        """diffusers' decoder, block by block, because its own forward has no place for the skip input."""
+    def decoded_features(self, z: Tensor, skip: Tensor | None) -> Tensor:
+        """What the last convolution makes the image of, [n, channels, height, width], of a flat batch.
+
+        diffusers' decoder, block by block, because its own forward has no place for the skip input.
+        """
         decoder = self.model.decoder
         x = decoder.mid_block(decoder.conv_in(self.model.post_quant_conv(z)))
         for level, block in enumerate(decoder.up_blocks):

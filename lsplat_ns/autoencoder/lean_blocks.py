@@ -65,6 +65,6 @@ def _doubled_and_convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _forgetful(part: Callable[..., Tensor], *inputs: object) -> Tensor:
     """``part(*inputs)``, of which only the inputs are kept. Its last convolution is not computed again: torch stops as
     soon as it has what goes into it."""
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # the compiler itself chooses what to keep
         return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
     return part(*inputs)

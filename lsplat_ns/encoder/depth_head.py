@@ -37,6 +37,12 @@ class DepthHeadConfig:
         if min(self.num_depth_buckets, self.num_surfaces, self.opacity_warm_up_steps) < 1:
             raise ConfigError("num_depth_buckets, num_surfaces and opacity_warm_up_steps must be at least 1")
 
+    def settled_step(self, step: int) -> int | None:
+        """A step that stands for this one and all later ones; None while the opacity mapping still changes."""
+        if self.opacity_exponent_initial == self.opacity_exponent_final:
+            return 0
+        return self.opacity_warm_up_steps if step >= self.opacity_warm_up_steps else None
+
     def opacity_exponent(self, step: int) -> float:
         """Exponent of :func:`opacity_from_probability` at a training step."""
         progress = min(step / self.opacity_warm_up_steps, 1.0)

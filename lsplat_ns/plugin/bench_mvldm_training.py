@@ -18,19 +18,20 @@ from torch.cuda.amp import GradScaler
 
 from lsplat_ns.diffusion.objective import TrainingConfig, draw_training_step
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
-from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE
+from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE, prepare_denoiser_training
 from lsplat_ns.plugin.mvldm_recipes import published_mvldm_trainer
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
-from lsplat_ns.recomputation import set_recomputation
 from lsplat_ns.scene import Cameras, SceneBatch, Views
 
 CONTEXT, TARGETS = 2, 3
-SETTINGS: dict[str, tuple[bool, bool]] = {
-    "float32": (False, False),
-    "bfloat16": (True, False),
-    "bfloat16, low memory": (True, True),
+SETTINGS: dict[str, tuple[bool, bool, bool]] = {
+    "float32": (False, False, False),
+    "bfloat16": (True, False, False),
+    "bfloat16, compiled": (True, False, True),
+    "bfloat16, low memory": (True, True, False),
 }
-"""--pipeline.model.training-precision is bfloat16, and --pipeline.model.low-memory."""
+"""--pipeline.model.training-precision is bfloat16, --pipeline.model.low-memory and
+--pipeline.model.compiled-training."""
 WARM_UP_STEPS = 3
 
 
@@ -69,12 +70,13 @@ def run_mvldm_training_benchmark(
     """
     device = batch.target.image.device
     rows = []
-    for setting, (half, low_memory) in SETTINGS.items():
+    torch.backends.cudnn.benchmark = True  # as ns-train has it
+    for setting, (half, low_memory, compiled) in SETTINGS.items():
         torch.manual_seed(0)
         with device:
             model = MultiViewDiffusion(config).train()
         model.autoencoder.requires_grad_(False)
-        set_recomputation(model.denoiser, low_memory)
+        prepare_denoiser_training(model, low_memory, compiled)
         if half and device.type == "cuda":
             model.autoencoder_dtype = AUTOENCODER_DTYPE
         rows.append(_time_steps(model, batch, setting, half, repeats))

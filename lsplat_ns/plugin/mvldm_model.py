@@ -19,10 +19,9 @@ from lsplat_ns.checkpoints.stable_diffusion import load_stable_diffusion, locate
 from lsplat_ns.diffusion.objective import TrainingConfig, draw_training_step
 from lsplat_ns.diffusion.sampler import SamplingConfig
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
-from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE
+from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE, prepare_denoiser_training
 from lsplat_ns.plugin.drawing import message_outputs
 from lsplat_ns.plugin.loading import load_strictly
-from lsplat_ns.recomputation import set_recomputation
 from lsplat_ns.scene import SceneBatch
 
 AUTOENCODER_KL = 1e-4
@@ -52,6 +51,8 @@ class MvldmModelConfig(ModelConfig):
     """Type of the networks in training; poses, rays and losses are float32 always."""
     low_memory: bool = False
     """Compute large results again in the backward pass instead of keeping them."""
+    compiled_training: bool = False
+    """Fuse kernels in training by torch.compile: faster steps after some minutes at the start. Not with low-memory."""
     enable_collider: tyro.conf.Suppress[bool] = False
     collider_params: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
@@ -91,7 +92,7 @@ class MvldmModel(Model):
 
     def prepare_training(self) -> None:
         """Fetch what only training needs."""
-        set_recomputation(self.network.denoiser, self.config.low_memory)
+        prepare_denoiser_training(self.network, self.config.low_memory, self.config.compiled_training)
         if self.config.training_precision == "bfloat16" and self.device.type == "cuda":
             self.network.autoencoder_dtype = AUTOENCODER_DTYPE
         if self.config.pretrained == "require":
@@ -194,8 +195,7 @@ class MvldmModel(Model):
             return
         updates = int(self.averaged_updates)
         weight = max(1.0 - self.config.ema_decay, 9 / (10 + updates)) if updates else 1.0
-        for ours, theirs in zip(self.averaged.parameters(), self.network.denoiser.parameters(), strict=True):
-            ours.lerp_(theirs, weight)
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.network.denoiser.parameters()), weight)
         self.averaged_updates += 1
 
     def generating_network(self) -> MultiViewDiffusion:

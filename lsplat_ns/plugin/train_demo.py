@@ -77,6 +77,7 @@ def train(config: LatentSplatTrainerConfig) -> LatentSplatTrainer:
     Raises:
         SystemExit: After Ctrl-C; what is learned so far is saved.
     """
+    torch.backends.cudnn.benchmark = True  # as ns-train has it
     folder, steps = config.get_checkpoint_dir(), config.max_num_iterations
     if checkpoint_steps(folder):
         config.load_dir = folder

@@ -39,6 +39,18 @@ def test_opacity_mapping_matches_the_recording():
         case.assert_close(name, opacity_from_probability(case.input("opacity_pdf"), exponent), 1e-6)
 
 
+@pytest.mark.parametrize(("initial", "final"), [(0.0, 0.0), (1.5, 1.5), (0.0, 3.0), (2.0, -1.0)])
+def test_the_step_of_an_opacity_mapping_has_its_exponent_and_is_always_0_where_that_is_constant(
+    initial: float, final: float
+):
+    config = DepthHeadConfig(opacity_exponent_initial=initial, opacity_exponent_final=final, opacity_warm_up_steps=10)
+    taken = {step: config.settled_step(step) for step in (0, 1, 9, 10, 11, 10_000)}
+    assert list(taken.values()) == ([0] * 6 if initial == final else [None, None, None, 10, 10, 10])
+    assert all(
+        config.opacity_exponent(s) == config.opacity_exponent(step) for step, s in taken.items() if s is not None
+    )
+
+
 def test_opacity_gradients_are_finite_at_zero_and_one():
     for exponent in (0.5, 1.0, 4.0):
         probability = torch.tensor([0.0, 0.3, 1.0, 1.0000001], requires_grad=True)

@@ -1,4 +1,4 @@
-"""Loss curves in float32 and in bfloat16: ``python tests/losses/benchmark_precision.py DATA [--curves FILE]``.
+"""Loss curves in float32 and in bfloat16: ``python tests/losses/benchmark_precision.py DATA [--compiled]``.
 
 Trains the mid-size model from several seeds in either precision, on the published schedule 625 times shorter, so that
 all stages of training are passed: image losses, LPIPS (with random weights) from step 80, the decoder from 160, the GAN
@@ -37,11 +37,12 @@ Curves = dict[str, np.ndarray]
 """By name of a loss, its value [steps] at every step; 0 before it counts."""
 
 
-def train(config: LatentSplatTrainerConfig, seed: int, precision: str, folder: Path) -> Curves:
+def train(config: LatentSplatTrainerConfig, seed: int, precision: str, compiled: bool, folder: Path) -> Curves:
     """One training; only its losses are kept."""
     config = deepcopy(config)
     config.output_dir, config.experiment_name, config.timestamp = folder, precision, str(seed)
     config.pipeline.datamanager.seed, config.pipeline.model.training_precision = seed, precision
+    config.pipeline.model.compiled_training = compiled and precision != PRECISIONS[0]
     config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
     config.logging.local_writer.enable = False
     torch.manual_seed(seed)
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--compiled", action="store_true", help="compile the training in bfloat16")
     parser.add_argument("--curves", type=Path, help="JSON file to write all curves to")
     parser.add_argument("--tiny", action="store_true", help="latentsplat-tiny instead, to try this on a CPU")
     options = parser.parse_args()
@@ -97,7 +99,7 @@ def main() -> None:
         write_random_perceptual_weights(Path(folder))
         os.environ[WEIGHTS_FOLDER_VARIABLE] = folder
         curves = {
-            precision: [train(config, seed, precision, Path(folder)) for seed in range(options.seeds)]
+            precision: [train(config, seed, precision, options.compiled, Path(folder)) for seed in range(options.seeds)]
             for precision in PRECISIONS
         }
     if options.curves is not None:

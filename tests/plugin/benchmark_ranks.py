@@ -83,6 +83,7 @@ def config_of(options: argparse.Namespace, stage: str, folder: Path) -> LatentSp
     config.machine.device_type = "cuda" if torch.cuda.is_available() else "cpu"
     config.pipeline.datamanager.data = options.data
     stated = {"schedule": STAGES[stage], "perceptual": "lpips", "pretrained": "none", "training_precision": "bfloat16"}
+    stated["compiled_training"] = options.compiled
     config.pipeline.model = replace(config.pipeline.model, **stated)
     return config
 
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--steps", type=int, default=60, help="timed steps, after ten that are not")
+    parser.add_argument("--compiled", action="store_true", help="compile the training")
     parser.add_argument("--tiny", action="store_true", help="latentsplat-tiny instead, to try this on a CPU")
     options = parser.parse_args()
     rows = []

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,41 @@ def test_options_of_training_change_numbers_by_rounding_only(low_memory: bool, r
     trainer = trainer_of(config)
     assert trainer.pipeline.model.network.denoiser.recompute == low_memory
     assert iterate(trainer, 0)[0]["diffusion"].item() == pytest.approx(plain.item(), rel=0.02)
+
+
+def test_compiled_training_stands_in_where_gradients_are_needed_and_gives_the_same_losses(
+    rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def watched(function: Callable[..., torch.Tensor], dynamic: bool) -> Callable[..., torch.Tensor]:
+        name = {"forward": "denoiser"}.get(function.__name__, function.__name__)
+        return lambda *inputs: used.append(name) or function(*inputs)
+
+    monkeypatch.setattr(torch, "compile", watched)
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: name)
+    config = config_of(rooms, tmp_path, autoencoder_steps=1)
+    plain = trainer_of(config)
+    wanted = iterate(plain, 0, 1)
+    assert not used
+    config = deepcopy(config)
+    config.pipeline.model.compiled_training = True
+    trainer = trainer_of(config)
+    assert iterate(trainer, 0) == wanted[:1] and used == ["decoded_features"]
+    assert iterate(trainer, 1) == wanted[1:] and used == ["decoded_features", "denoiser"]
+    trainer.pipeline.get_eval_loss_dict(2)
+    trainer.pipeline.get_eval_image_metrics_and_images(2)
+    assert len(used) == 2
+    states = [each.pipeline.state_dict() for each in (plain, trainer)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_compiled_training_with_low_memory_ends_with_one_line(rooms: Path, tmp_path: Path) -> None:
+    config = config_of(rooms, tmp_path)
+    config.pipeline.model.low_memory = config.pipeline.model.compiled_training = True
+    with pytest.raises(SystemExit, match=r"leave out --pipeline\.model\.compiled-training, or low-memory"):
+        trainer_of(config)
 
 
 def test_the_viewer_is_told_that_there_is_no_scene(rooms: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
@@ -150,6 +150,41 @@ def test_compiled_inference_never_touches_training(
     iterate(resumed, 5)
     assert resumed.pipeline.model.network.fast is None
     assert set(resumed.pipeline.state_dict()) == keys and not [key for key in keys if "_orig_mod" in key]
+
+
+@pytest.mark.parametrize("compiled_first", [False, True])
+def test_a_run_goes_on_from_its_checkpoint_with_compiled_training_switched_on_or_off(
+    compiled_first: bool, rooms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+
+    def watched(function: Callable[..., object], dynamic: bool) -> Callable[..., object]:
+        return lambda *inputs, **options: used.append(function) or function(*inputs, **options)
+
+    monkeypatch.setattr(torch, "compile", watched)
+    monkeypatch.setattr("lsplat_ns.acceleration.shutil.which", lambda name: name)
+    whole = trainer_of(config_of(rooms, tmp_path, compiled_training=compiled_first))
+    iterate(whole, 4)
+    assert bool(used) == compiled_first
+    config = config_of(rooms, tmp_path, compiled_training=not compiled_first)
+    config.load_dir, config.timestamp = saved(whole, 4), "u"
+    iterate(whole, 5)
+
+    used.clear()
+    resumed = trainer_of(config)
+    resumed._load_checkpoint()
+    iterate(resumed, 5)
+    assert bool(used) != compiled_first
+    used.clear()
+    resumed.pipeline.get_eval_loss_dict(5)
+    resumed.pipeline.get_eval_image_metrics_and_images(5)
+    assert not used
+    assert first_difference(dict(resumed.pipeline.state_dict()), dict(whole.pipeline.state_dict())) is None
+
+
+def test_compiled_training_with_low_memory_ends_with_one_line(rooms: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"leave out --pipeline\.model\.compiled-training, or low-memory"):
+        trainer_of(config_of(rooms, tmp_path, compiled_training=True, low_memory=True))
 
 
 def test_frozen_parts_keep_weights_and_statistics_and_the_others_learn(rooms: Path, tmp_path: Path) -> None:
