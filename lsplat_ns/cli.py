@@ -15,6 +15,7 @@ from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.interrupts import note_interrupts
 from lsplat_ns.plugin.generate_options import GenerateOptions
 from lsplat_ns.plugin.measuring_commands import Bench, BenchGeneration, BenchTraining, Compare, Evaluate
+from lsplat_ns.wording import counted
 
 
 @dataclass
@@ -80,7 +81,7 @@ class MakeScenes:
         with Progress() as progress:
             task = progress.add_task(f"Making {self.kind}", total=self.scenes)
             folder = make_scenes(config, on_scene=lambda _: progress.advance(task))
-        print(f"Wrote {self.scenes} scenes of {self.frames} frames to {folder}")
+        print(f"Wrote {counted(self.scenes, 'scene')} of {self.frames} frames to {folder}")
         return 0
 
 
@@ -225,7 +226,9 @@ class Import:
                 steps_done=self.steps,
                 autoencoder=self.autoencoder,
             )
-        print(f"Imported {self.checkpoint} as {run.method}, {run.steps_done} steps (without optimizer state)")
+        print(
+            f"Imported {self.checkpoint} as {run.method}, {counted(run.steps_done, 'step')} (without optimizer state)"
+        )
         if run.method == "mvldm":
             folder = shlex.quote(str(run.folder))
             print(f"Generate views with: lsplat generate --checkpoint {folder} --image PHOTO --output views")

@@ -1,4 +1,4 @@
-"""Ctrl-C that cannot be lost.
+"""Ctrl-C that cannot be lost, and SIGTERM that is cleaned up after.
 
 Python raises KeyboardInterrupt wherever it happens to be, and libraries that catch everything while they load swallow
 it there. The wish is therefore noted as well, and asked for before anything is written. Worker processes are spared.
@@ -40,6 +40,45 @@ def children_leave_interrupts_to_us() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def termination_unwinds() -> Iterator[None]:
+    """SIGTERM in the block raises SystemExit, with the usual exit code 143, so that all is cleaned up as on Ctrl-C.
+
+    Only the first one counts: some launchers send it twice. Nothing changes where the program answers it already, and
+    off the main thread.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextmanager
+def termination_waits() -> Iterator[None]:
+    """SIGTERM in the block unwinds after it: processes that are started there would otherwise be lost half-way."""
+    if signal.getsignal(signal.SIGTERM) is not _unwind:
+        yield
+        return
+    came = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, _unwind)
+        if came.is_set():
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Claims about Ctrl-C."""
+"""Claims about Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -47,3 +47,45 @@ print(child.returncode)
 def test_worker_processes_never_see_ctrl_c_and_ours_is_put_off() -> None:
     outcome = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=False, timeout=60)
     assert outcome.stdout.split() == ["0"], outcome.stderr
+
+
+UNWINDS = """
+import os, signal
+from lsplat_ns.interrupts import termination_unwinds, termination_waits
+with termination_unwinds():
+    try:
+        with termination_waits():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("goes on", flush=True)
+        print("lost", flush=True)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # some launchers send it twice
+        print("cleaned up", flush=True)
+"""
+
+
+def test_termination_waits_for_what_must_be_whole_and_then_cleans_up_once() -> None:
+    outcome = subprocess.run([sys.executable, "-c", UNWINDS], capture_output=True, text=True, check=False, timeout=60)
+    assert outcome.stdout.splitlines() == ["goes on", "cleaned up"], outcome.stderr
+    assert outcome.returncode == 143
+
+
+ANSWERED = """
+import os, signal, threading
+from lsplat_ns.interrupts import termination_unwinds, termination_waits
+def inside():
+    with termination_unwinds(), termination_waits():
+        return signal.getsignal(signal.SIGTERM)
+seen = []
+thread = threading.Thread(target=lambda: seen.append(inside()))
+thread.start(), thread.join()
+assert seen == [signal.SIG_DFL]
+assert inside() != signal.SIG_DFL == signal.getsignal(signal.SIGTERM)
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+assert inside() == signal.SIG_IGN == signal.getsignal(signal.SIGTERM)
+"""
+
+
+def test_a_programs_own_answer_to_termination_and_other_threads_are_left_alone() -> None:
+    outcome = subprocess.run([sys.executable, "-c", ANSWERED], capture_output=True, text=True, check=False, timeout=60)
+    assert outcome.returncode == 0, outcome.stderr

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lsplat_ns.checkpoints.state_dicts import read_safetensors
 from lsplat_ns.errors import CheckpointMismatch, LsplatError, MissingWeights
+from lsplat_ns.wording import counted
 
 FOLDER = Path(__file__).parents[1] / "assets"
 PROVENANCE = "provenance"
@@ -65,7 +66,7 @@ def write_demo_weights(path: Path, weights: Mapping[str, Tensor], provenance: Ma
     halved = {key: value.detach().cpu().to(torch.float16).contiguous() for key, value in weights.items()}
     lost = [key for key, value in halved.items() if not bool(torch.isfinite(value).all())]
     if lost:
-        raise LsplatError(f"{len(lost)} weights do not fit into float16, such as {lost[0]}")
+        raise LsplatError(f"float16 cannot hold {counted(len(lost), 'weight')}, such as {lost[0]}")
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.rays import MIN_BASELINE, with_scene_bounds
 from lsplat_ns.scene import Cameras, SceneBatch, Views
 
+SMALLEST_SIDE = 16
+"""Of images, in pixels."""
 SMALLEST_BASELINE = 1e-3
 """Context cameras closer than this (dataset units) carry no parallax; the original skips such examples."""
 
@@ -37,8 +39,9 @@ class PreparationConfig:
     have any size that covers the image size."""
 
     def __post_init__(self) -> None:
-        if min(self.image_size) < 16:
-            raise ConfigError(f"image-size must be at least 16x16, but is {self.image_size[0]}x{self.image_size[1]}")
+        if min(self.image_size) < SMALLEST_SIDE:
+            least = f"{SMALLEST_SIDE}x{SMALLEST_SIDE}"
+            raise ConfigError(f"image-size must be at least {least}, but is {self.image_size[0]}x{self.image_size[1]}")
 
 
 def baseline_of(world_from_camera: Tensor) -> float:

@@ -29,6 +29,7 @@ from lsplat_ns.data.streams import StreamConfig, TrainingStream, training_batche
 from lsplat_ns.data.transforms import cropped_size, rescale_and_crop
 from lsplat_ns.data.view_sampling import ViewSamplingConfig, sample_views
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 ROUNDS = 3
 STAGE_EXAMPLES = 48
@@ -98,7 +99,7 @@ def print_data_benchmark(root: Path, size: tuple[int, int], workers: int, second
     for name, milliseconds in result.stages.items():
         stages.add_row(name, f"{milliseconds:.2f}", f"{milliseconds / total:.0%}")
     console.print(stages)
-    loaders = Table(title=f"Loading with {workers} processes")
+    loaders = Table(title=f"Loading with {counted(workers, 'process', 'processes')}")
     for column in ("path", "examples/s", "CPU ms each", "first, s", "peak MB"):
         loaders.add_column(column, justify="left" if column == "path" else "right")
     for name, timing in (("lsplat", result.loader), ("straightforward", result.straightforward)):

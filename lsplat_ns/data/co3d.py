@@ -34,6 +34,7 @@ from lsplat_ns.data.re10k import IMAGE_FORMATS
 from lsplat_ns.data.sources import OnBroken
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.geometry.conventions import cameras_from_pytorch3d
+from lsplat_ns.wording import counted
 
 FEWEST_FRAMES = 3
 """Two context views and a target."""
@@ -97,7 +98,8 @@ class Co3dSplit:
             rows, said = rows_of_split(category, split, table, present, options.split_lists)
             if options.min_viewpoint_quality is not None:
                 rows, dropped = _good_enough(rows, read_viewpoint_quality(category), options.min_viewpoint_quality)
-                said.append(f"{name}: {dropped} sequences have a viewpoint quality below the asked one")
+                few = counted(dropped, "sequence has", "sequences have")
+                said.append(f"{name}: {few} a viewpoint quality below the asked one")
             notes += said
             twice = sequences.keys() & rows.keys()
             if twice:

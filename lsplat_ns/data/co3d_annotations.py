@@ -26,6 +26,7 @@ import numpy as np
 
 from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 FRAMES_FILE = "frame_annotations.jgz"
 SEQUENCES_FILE = "sequence_annotations.jgz"
@@ -184,7 +185,7 @@ def _objects_of_list(pieces: Iterator[str], source: Path) -> Iterator[dict]:
             piece = next(pieces, "") if len(buffer) - position < PIECE else ""
             if not piece:
                 raise SceneDataError(
-                    f"{source} is cut short or no JSON after {count} annotations; download it again"
+                    f"{source} is cut short or no JSON after {counted(count, 'annotation')}; download it again"
                 ) from None
             buffer, position = buffer[position:] + piece, 0  # the record goes on in the next piece
             continue

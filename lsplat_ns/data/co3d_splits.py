@@ -18,6 +18,7 @@ import numpy as np
 
 from lsplat_ns.data.co3d_annotations import FrameTable
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.wording import counted
 
 HELD_OUT_EVERY = 20
 """One sequence in so many is held out where no list says which; in the published hydrant lists it is 14 of 283."""
@@ -52,13 +53,16 @@ def rows_of_split(
         rows, notes = _listed_rows(table, everything, own_list)
         absent = [name for name in rows if name not in present]
         if absent:
-            notes.append(f"{len(absent)} of {len(rows)} sequences of {own_list.name} have no images on disk")
+            have = "has" if len(absent) == 1 else "have"
+            notes.append(
+                f"{len(absent)} of {counted(len(rows), 'sequence')} of {own_list.name} {have} no images on disk"
+            )
         rows = {name: kept for name, kept in rows.items() if name in present}
     else:
         names = [name for name in everything if name in present]
         chosen, why = _derived_sequences(category, names, split, other_list)
         rows = {name: np.arange(everything[name].start, everything[name].stop) for name in chosen}
-        count = "1 sequence" if len(rows) == 1 else f"{len(rows)} sequences"
+        count = counted(len(rows), "sequence")
         notes = [f"no {_list_name(category, own)}: the {split} split is {why} ({count})"]
     if not rows:
         raise SceneDataError(
@@ -87,7 +91,7 @@ def _listed_rows(
     wanted = _read_list(_read_json(path), path)
     unknown = [name for name in wanted if name not in everything]
     if len(unknown) == len(wanted):
-        raise SceneDataError(f"the annotations have none of the {len(wanted)} sequences of {path}; correct the list")
+        raise SceneDataError(f"the annotations have no sequence of {path}, which lists {len(wanted)}; correct the list")
     rows, missing = {}, 0
     for name in wanted:
         if name in everything:
@@ -96,9 +100,11 @@ def _listed_rows(
             missing += len(set(wanted[name])) - len(rows[name])
     notes = []
     if unknown:
-        notes.append(f"{path.name} names {len(unknown)} sequences that the annotations lack ({unknown[0]}, ...)")
+        notes.append(
+            f"{path.name} names {counted(len(unknown), 'sequence')} that the annotations lack ({unknown[0]}, ...)"
+        )
     if missing:
-        notes.append(f"{path.name} names {missing} frames that the annotations lack")
+        notes.append(f"{path.name} names {counted(missing, 'frame')} that the annotations lack")
     return rows, notes
 
 

@@ -17,6 +17,7 @@ from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.geometry.conventions import z_up_rotation
+from lsplat_ns.wording import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -146,7 +147,7 @@ def _draw_row(sheet: _Sheet, row: SheetRow, top: float) -> None:
     video = row.video
     name = video.scene if len(video.scene) <= GLYPHS_SAFE else video.scene[: GLYPHS_SAFE - 1] + "…"
     span = float(torch.cdist(video.world_from_camera[None, :, :3, 3], video.world_from_camera[None, :, :3, 3]).max())
-    lines = [f"{len(video)} frames{', turntable' if video.circular else ''}"]
+    lines = [f"{counted(len(video), 'frame')}{', turntable' if video.circular else ''}"]
     size = _size(video)
     lines.append(f"{size[1]} x {size[0]} px" if size else "first frame unreadable")
     lines += [f"field of view {video.largest_fov_degrees():.0f}°", f"path {span:.3g} units across"]

@@ -36,6 +36,7 @@ from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.overlap import view_overlap
 from lsplat_ns.interrupts import children_leave_interrupts_to_us
+from lsplat_ns.wording import counted
 
 SQUARE = (256, 256)
 """Any square: only its shape tells in the overlap."""
@@ -183,7 +184,8 @@ class EvaluationIndex:
     def describe(self) -> str:
         """One or two lines for people."""
         empty = sum(not choices for choices in self.entries.values())
-        line = f"{self.count} entries of {len(self.entries) - empty} scenes; {empty} scenes have no pair that qualifies"
+        line = f"{counted(self.count, 'entry', 'entries')} of {counted(len(self.entries) - empty, 'scene')}; "
+        line += f"{counted(empty, 'scene has', 'scenes have')} no pair that qualifies"
         return f"{line}\nleft out {self.tally.reasons()}" if self.tally.skipped else line
 
     @property
@@ -271,7 +273,7 @@ def make_evaluation_index(
     if index.count == 0:
         left_out = f"; left out {index.tally.reasons()}" if index.tally.skipped else ""
         raise SceneDataError(
-            f"no pair of context views qualifies in {index.tally.used} scenes{left_out}; "
+            f"no pair of context views qualifies in {counted(index.tally.used, 'scene')}{left_out}; "
             f"short videos need a smaller --gap, fast camera motions a lower --min-overlap"
         )
     index.entries = {scene: index.entries[scene] for scene in source.scenes if scene in index.entries}

@@ -14,6 +14,7 @@ from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.data.layouts import chunk_files, layout_of, lies_in, split_folders
 from lsplat_ns.data.re10k import read_chunk
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.wording import counted
 
 INDEX = "index.json"
 
@@ -187,7 +188,8 @@ def describe(result: IndexedSplit, examples: int = 3) -> list[str]:
 
     scan = result.scan
     state = "written" if result.changed else "already right"
-    lines = [f"{scan.folder / INDEX}: {len(result.index)} scenes in {len(scan.readable)} chunks, {state}"]
+    held = f"{counted(len(result.index), 'scene')} in {counted(len(scan.readable), 'chunk')}"
+    lines = [f"{scan.folder / INDEX}: {held}, {state}"]
     if result.old:
         for what, scenes in (("added", result.added), ("moved", result.moved), ("removed", result.removed)):
             if scenes:
@@ -196,7 +198,7 @@ def describe(result: IndexedSplit, examples: int = 3) -> list[str]:
         lost = [scene for scene, where in result.old.items() if where == chunk and scene not in result.index]
         lines.append(f"  left out {chunk}: {reason}" + (f" (held {some(lost)})" if lost else ""))
     for chunk, count in scan.nameless.items():
-        lines.append(f"  left out {count} entries of {chunk} that have no scene id")
+        lines.append(f"  left out {counted(count, 'entry', 'entries')} of {chunk} without a scene id")
     for scene, chunks in scan.repeated.items():
         lines.append(f"  {scene} is also in {some(chunks)}; the index names {result.index[scene]}")
     return lines

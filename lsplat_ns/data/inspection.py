@@ -13,6 +13,7 @@ from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.sources import SceneSource
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 Entries = Mapping[str, Sequence[FrameChoice]]
 """An evaluation index: entries by scene."""
@@ -127,7 +128,7 @@ def inspect_video(
         smallest = min((sizes[frame] for frame in small), key=lambda size: size[0] * size[1])
         note("image size", f"{_listed(small)} below {width}x{height}, the smallest {smallest[1]}x{smallest[0]}")
     if len(video) < config.fewest_frames:
-        count = f"{len(video)} frame{'s' * (len(video) != 1)}"
+        count = counted(len(video), "frame")
         note("too short", f"{count}; two context views and a target need at least {config.fewest_frames}")
     if len(video) > 1 and span < SMALLEST_BASELINE:
         note("no baseline", f"all cameras within {span:.2g} of one another; there is no parallax")

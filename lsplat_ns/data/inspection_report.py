@@ -12,6 +12,7 @@ from lsplat_ns.data.contact_sheet import SheetRow, draw_contact_sheet
 from lsplat_ns.data.inspection import SplitInspection
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +89,7 @@ def write_contact_sheet(splits: Sequence[SplitInspection], path: Path, title: st
     if not rows:
         return 0
     scenes, frames = len(readable), sum(split.frames for split in splits)
-    note = f"{scenes} scene{'s' * (scenes != 1)}, {frames} frames; {len(rows)} shown"
+    note = f"{counted(scenes, 'scene')}, {counted(frames, 'frame')}; {len(rows)} shown"
     draw_contact_sheet(rows, path, title, note)
     return len(rows)
 

@@ -25,6 +25,7 @@ from lsplat_ns.data.sources import SceneSource
 from lsplat_ns.data.view_sampling import FrameChoice, ViewSamplingConfig, sample_views
 from lsplat_ns.errors import ConfigError, LsplatError, SceneDataError
 from lsplat_ns.scene import Cameras, SceneBatch, Views
+from lsplat_ns.wording import counted
 
 MOST_TRIES = 1000
 """Scenes tried for one example before the data count as unusable."""
@@ -203,7 +204,8 @@ def training_batches(
         SceneDataError: If no scene can be used, in one line also where a loader process found out.
     """
     if stream.config.lanes != max(1, num_workers):
-        raise ConfigError(f"a stream of {stream.config.lanes} lanes cannot be read by {num_workers} processes")
+        lanes, processes = counted(stream.config.lanes, "lane"), counted(num_workers, "process", "processes")
+        raise ConfigError(f"a stream of {lanes} cannot be read by {processes}")
     loader = DataLoader(
         _Answers(stream),
         batch_size=None,

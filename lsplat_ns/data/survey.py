@@ -14,6 +14,7 @@ from lsplat_ns.data.published_indices import find_evaluation_indices
 from lsplat_ns.data.re10k import Re10kSplit
 from lsplat_ns.data.view_sampling import read_evaluation_index
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.wording import counted
 
 
 def survey(root: Path) -> list[SplitInspection]:
@@ -57,7 +58,9 @@ def _add_entries(split: SplitInspection, indices: list[Path]) -> None:
             split.problems.append(Problem("evaluation index", str(error)))
             continue
         here = set(split.source.scenes) & found.keys() if split.source else set()
-        split.notes.append(f"evaluation index {path}: {len(here)} of its {len(found)} scenes with entries are here")
+        split.notes.append(
+            f"evaluation index {path}: {counted(len(found), 'scene')} with entries, {len(here)} of them here"
+        )
         entries.update(found)
     split.entries = entries
 
@@ -101,15 +104,20 @@ def _index_problems(scan: ChunkScan) -> Iterator[Problem]:
         if not lies_in(scan.folder, scan.folder / chunk):
             yield Problem("index", f"{path} names {chunk!r}, outside the folder; write it anew with {mend}")
         elif not (scan.folder / chunk).is_file():
-            yield Problem("index", f"{path} names {chunk} for {count} scenes, but it is absent; download it, or {mend}")
+            yield Problem(
+                "index", f"{path} names {chunk} for {counted(count, 'scene')}, but it is absent; download it, or {mend}"
+            )
     absent = Counter(chunk for scene, chunk in index.items() if scan.chunk_of_scene.get(scene) != chunk)
     for chunk in scan.readable:
         if chunk not in named:
             yield Problem("index", f"{scan.folder / chunk} is not in the index; add its scenes with {mend}")
         elif absent[chunk]:
             yield Problem(
-                "index", f"{path} puts {absent[chunk]} scenes into {chunk} that it lacks; mend it with {mend}"
+                "index",
+                f"{path} puts {counted(absent[chunk], 'scene')} into {chunk} that it lacks; mend it with {mend}",
             )
     unlisted = Counter(chunk for scene, chunk in scan.chunk_of_scene.items() if scene not in index and chunk in named)
     for chunk, count in sorted(unlisted.items()):
-        yield Problem("index", f"{path} leaves out {count} scenes of {chunk}; add them with {mend}")
+        yield Problem(
+            "index", f"{path} leaves out {counted(count, 'scene')} of {chunk}; add what is missing with {mend}"
+        )

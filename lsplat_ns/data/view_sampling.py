@@ -14,6 +14,7 @@ from typing import Any, Literal, Optional
 import torch
 
 from lsplat_ns.errors import ConfigError, SceneDataError
+from lsplat_ns.wording import counted
 
 Stage = Literal["train", "val", "test"]
 Sampler = Literal["bounded", "arbitrary", "evaluation", "all"]
@@ -127,7 +128,9 @@ def _sample_arbitrary(num_frames: int, config: ViewSamplingConfig, generator: Op
         if not config.without_replacement:
             return tuple(torch.randint(num_frames, (count,), generator=generator).tolist())
         if count > num_frames:
-            raise SceneDataError(f"has {num_frames} frames, too few for {count} different ones", reason="too short")
+            raise SceneDataError(
+                f"has {counted(num_frames, 'frame')}, too few for {count} different ones", reason="too short"
+            )
         return tuple(torch.randperm(num_frames, generator=generator)[:count].tolist())
 
     return FrameChoice(draw(2), draw(config.num_target_views))
@@ -159,7 +162,8 @@ def sample_bounded(
         largest = min(num_frames - 1, largest)
     if largest < least:
         raise SceneDataError(
-            f"has {num_frames} frames, but context views {least} frames apart were asked for", reason="too short"
+            f"has {counted(num_frames, 'frame')}, but context views {counted(least, 'frame')} apart were asked for",
+            reason="too short",
         )
     gap = int(draw(least, largest))
     left = int(draw(0, num_frames - 1 if circular else num_frames - 1 - gap))
@@ -175,7 +179,7 @@ def sample_bounded(
     elif config.without_replacement:
         if last - first + 1 < config.num_target_views:
             raise SceneDataError(
-                f"has {last - first + 1} frames to draw {config.num_target_views} different targets from",
+                f"has {counted(last - first + 1, 'frame')} to draw {config.num_target_views} different targets from",
                 reason="too short",
             )
         weights = torch.ones(last - first + 1)
@@ -196,7 +200,7 @@ def spread_choice(num_frames: int, max_gap: int) -> FrameChoice:
     """
     if num_frames < 3:
         raise SceneDataError(
-            f"has {num_frames} frames; two context views and a target need at least 3", reason="too short"
+            f"has {counted(num_frames, 'frame')}; two context views and a target need at least 3", reason="too short"
         )
     gap = max(1, min(max_gap, num_frames - 1))
     left = (num_frames - 1 - gap) // 2

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lsplat_ns.diffusion.multiview_attention import Sequences, SpatialBlock, StandardBlock, image_count
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.recomputation import Recomputable
+from lsplat_ns.wording import counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class MultiViewUNetConfig:
             raise ConfigError("the denoiser needs at least one level in block_out_channels")
         for name in ("image_attention", "attention_heads", "text_channels"):
             if len(getattr(self, name)) != levels:
-                raise ConfigError(f"{name} has {len(getattr(self, name))} entries for {levels} levels of the denoiser")
+                entries = counted(len(getattr(self, name)), "entry", "entries")
+                raise ConfigError(f"{name} has {entries} for {counted(levels, 'level')} of the denoiser")
         bad = [c for c in self.block_out_channels if c % self.norm_groups or c % self.multiview_heads]
         if bad:
             raise ConfigError(

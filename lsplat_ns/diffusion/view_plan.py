@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lsplat_ns.errors import ConfigError
+from lsplat_ns.wording import counted
 
 PUBLISHED_ANCHORS = 4
 
@@ -70,13 +71,15 @@ def plan_views(given: Sequence[int], requested: Sequence[int], config: ViewPlanC
     first, following = config.views_per_group - len(given), config.views_per_group - len(given) - 1
     if following < 1:
         raise ConfigError(
-            f"{len(given)} given views leave no room in groups of {config.views_per_group}; give fewer, or raise "
-            "views-per-group"
+            f"{counted(len(given), 'given view leaves', 'given views leave')} no room in groups of "
+            f"{config.views_per_group}; give fewer, or raise views-per-group"
         )
     if config.mode == "autoregressive":
         return _autoregressive(given, requested, first, following)
     if config.anchors is not None and config.anchors > len(requested):
-        raise ConfigError(f"{config.anchors} anchors for {len(requested)} frames; ask for at most as many as frames")
+        raise ConfigError(
+            f"{config.anchors} anchors for {counted(len(requested), 'frame')}; ask for at most as many as frames"
+        )
     if len(requested) <= first:
         return (ViewGroup(given, requested, given[0]),)
     anchors = _anchors(requested, min(config.anchors or PUBLISHED_ANCHORS, len(requested)))

@@ -8,7 +8,6 @@ fills, because what follows (a ReLU and a linear layer per pixel) gives the same
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from math import lcm
 from typing import Literal
 
 import torch
@@ -63,6 +62,11 @@ class BackboneConfig:
     def repeats_tokens(self) -> bool:
         """Whether each token covers a block of equal pixels."""
         return self.kind != "resnet" and self.upscale != "interpolate" and (self.kind, self.upscale) != ("vit", "auto")
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of an image must be multiples of this."""
+        return RESNET_STRIDE ** (1 + len(self.resnet_widths)) if self.kind == "resnet" else self.patch_size
 
 
 class _Attention(nn.Module):
@@ -177,11 +181,6 @@ class _TokenBackbone(nn.Module):
         self.global_token_mlp = _token_mlp(config.width, channels)
         self.local_token_mlp = _token_mlp(config.width, channels)
 
-    @property
-    def size_multiple(self) -> int:
-        """Both sides of an image must be multiples of this."""
-        return self.config.patch_size
-
     def forward(self, images: Tensor, trace: dict[str, Tensor] | None = None) -> Tensor:
         height, width = images.shape[-2:]
         patch = self.config.patch_size
@@ -286,7 +285,6 @@ class ResnetBackbone(nn.Module):
             self.model.embedder.pooler = nn.Identity()
         widths = (config.resnet_stem, *config.resnet_widths)
         self.projections = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.size_multiple = RESNET_STRIDE ** (1 + stages)
 
     def forward(self, images: Tensor, trace: dict[str, Tensor] | None = None) -> Tensor:
         """Features [n, channels, h, w] of images [n, 3, height, width]."""
@@ -318,7 +316,6 @@ class EnsembleBackbone(nn.Module):
     def __init__(self, components: list[nn.Module]) -> None:
         super().__init__()
         self.components = nn.ModuleList(components)
-        self.size_multiple = lcm(*(component.size_multiple for component in components))
 
     def forward(self, images: Tensor, trace: dict[str, Tensor] | None = None) -> Tensor:
         """Features [n, channels, h, w] of images [n, 3, height, width]."""
@@ -335,10 +332,8 @@ _BACKBONES: dict[str, Callable[[BackboneConfig, int, Fraction], nn.Module]] = {
 def build_backbone(configs: list[BackboneConfig], channels: int, scale: Fraction) -> nn.Module:
     """One backbone, or the sum of several.
 
-    A backbone maps images [n, 3, H, W] to features [n, channels, h, w] on its own grid and has
-
-    * ``repeat``: each of its cells fills repeat x repeat pixels of the feature grid,
-    * ``size_multiple``: both image sides must be multiples of it.
+    A backbone maps images [n, 3, H, W], with sides that are multiples of its config's ``size_multiple``, to features
+    [n, channels, h, w] on its own grid. Each cell of it fills ``repeat`` x ``repeat`` pixels of the feature grid.
 
     Args:
         configs: At least one.

@@ -49,6 +49,14 @@ class EncoderConfig:
         """Side of the feature grid over side of the image."""
         return Fraction(self.supersampling, self.autoencoder_downscale)
 
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of a context image must be multiples of this."""
+        cells = self.epipolar_transformer.size_multiple if self.use_epipolar_transformer else 1
+        cells *= self.scale.denominator
+        backbones = (backbone.size_multiple for backbone in (self.backbone, *self.more_backbones))
+        return lcm(*backbones, cells // gcd(cells, self.scale.numerator))
+
 
 class Encoder(nn.Module):
     """Predicts a scene from two or more posed images.
@@ -59,6 +67,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.size_multiple = config.size_multiple
         self.network_dtype: torch.dtype | None = None
         """Type that the networks run in (by autocast); geometry, depths and opacities stay float32. None: float32."""
         features = config.d_feature
@@ -74,13 +83,6 @@ class Encoder(nn.Module):
         if config.scale == 1:
             skip = nn.Conv2d(3, features, CONV_KERNEL, padding="same")
             self.high_resolution_skip = nn.Sequential(skip, nn.ReLU())
-
-    @property
-    def size_multiple(self) -> int:
-        """Both sides of a context image must be multiples of this."""
-        cells = self.config.epipolar_transformer.size_multiple if self.config.use_epipolar_transformer else 1
-        cells *= self.config.scale.denominator
-        return lcm(self.backbone.size_multiple, cells // gcd(cells, self.config.scale.numerator))
 
     def gaussian_count(self, views: int, size: tuple[int, int], *, deterministic: bool = False) -> int:
         """Number of Gaussians per scene for ``views`` images of ``size`` (height, width)."""

@@ -18,6 +18,7 @@ from lsplat_ns.data.view_sampling import FrameChoice, read_evaluation_index
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.evaluation.protocol import Encode, Kind, frames_from_context, target_kinds
 from lsplat_ns.scene import SceneBatch
+from lsplat_ns.wording import counted
 
 CONTEXT_VIEWS = 2
 NO_ENTRY, NOT_IN_DATA = "the index has no entry for it", "not in the data"
@@ -110,9 +111,10 @@ class IndexedScenes:
         """Read an entry by the published rules. Raises SceneDataError where it cannot be used."""
         context, target = entry.choice.context, entry.choice.target
         if len(context) != CONTEXT_VIEWS or not target:
+            views = f"{counted(len(context), 'context view')} and {counted(len(target), 'target')}"
             raise SceneDataError(
-                f"scene {entry.scene}: an entry of the index has {len(context)} context views and {len(target)} "
-                f"targets; the network takes {CONTEXT_VIEWS}, and at least one target is needed"
+                f"scene {entry.scene}: an entry of the index has {views}; the network takes {CONTEXT_VIEWS}, and at "
+                "least one target is needed"
             )
         video = self.read_scene(entry.scene)
         if video.largest_fov_degrees() > self.preparation.max_fov_degrees:

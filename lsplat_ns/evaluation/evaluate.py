@@ -30,6 +30,7 @@ from lsplat_ns.evaluation.results import (
 from lsplat_ns.evaluation.set_distances import Inception, set_distances
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.scene import SceneBatch
+from lsplat_ns.wording import counted
 
 OnEntry = Callable[[int, EntryResult | None], None]
 """Told of each entry: how many are done or left out so far, and its result (None: it could not be used)."""
@@ -209,6 +210,8 @@ def finish(
         except LsplatError as error:
             unavailable |= dict.fromkeys(("fid", "kid"), str(error))
     peak = _peak_bytes(folder, evaluation.device)
+    threads = counted(torch.get_num_threads(), "thread")
+    device = torch.cuda.get_device_name() if peak is not None else f"CPU, {threads}"
     summary = {
         "complete": outcome.finished,
         "settings": folder.settings,
@@ -218,7 +221,7 @@ def finish(
         "unavailable": unavailable,
         "skipped": {**data.left_out, **outcome.skipped},
         "peak_gpu_bytes": peak,
-        "device": torch.cuda.get_device_name() if peak is not None else f"CPU, {torch.get_num_threads()} threads",
+        "device": device,
     }
     write_benchmark(folder.predictions, results, peak)
     _write_json(folder.root / SUMMARY, summary)

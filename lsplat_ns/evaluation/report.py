@@ -25,6 +25,7 @@ from lsplat_ns.evaluation.published import TIMES, PublishedRow, PublishedTable, 
 from lsplat_ns.evaluation.results import ALL, PREDICTIONS, TRUTHS, EntryResult, read_results
 from lsplat_ns.evaluation.scene_pages import illustrated_scenes, scene_page_name, write_scene_page
 from lsplat_ns.evaluation.set_distances import ENOUGH_IMAGES
+from lsplat_ns.wording import counted
 
 IMAGE_METRICS = ("psnr", "ssim", "lpips", "dists")
 SET_METRICS = ("fid", "kid")
@@ -189,7 +190,7 @@ def _kind_groups(summary: dict[str, Any], context: ReportContext, metrics: Seque
             scored = summary["metrics"][kind].get(what)
             if scored:
                 cells = [_cell(metric, scored.get(metric)) for metric in metrics]
-                source = f"{max(value['count'] for value in scored.values())} entries"
+                source = counted(max(value["count"] for value in scored.values()), "entry", "entries")
                 name = context.method if what == OURS else what
                 rows.append({"name": name, "note": "", "cells": cells, "source": source})
         groups.append({"style": "ours", "title": kind.capitalize(), "rows": rows})

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 FEWEST_POINTS = 8
 """Fewer matches are not even tried."""
@@ -63,7 +64,7 @@ def estimate_relative_pose(first_xy: np.ndarray, second_xy: np.ndarray, toleranc
     """
     first_xy, second_xy = np.asarray(first_xy, np.float64), np.asarray(second_xy, np.float64)
     if len(first_xy) < FEWEST_POINTS:
-        raise SceneDataError(f"only {len(first_xy)} matching points; at least {FEWEST_POINTS} are needed")
+        raise SceneDataError(f"only {counted(len(first_xy), 'matching point')}; at least {FEWEST_POINTS} are needed")
     pose = _first_guess(first_xy, second_xy, tolerance)
     inliers = agreeing(pose, first_xy, second_xy, tolerance)
     for _ in range(REFINEMENTS):

@@ -19,6 +19,7 @@ from lsplat_ns.geometry.rays import bounds_from_baseline
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.plugin.drawing import view_outputs, with_spread
 from lsplat_ns.scene import Cameras, Views
+from lsplat_ns.wording import counted
 
 SIZE = (256, 256)
 
@@ -73,7 +74,7 @@ def print_benchmark(device: str, acceleration: str, repeats: int) -> None:
         accelerate(network, compiled=acceleration == "compiled")
     with console.status("Warming up (compiling takes about a minute the first time)"):
         timings = run_benchmark(network, repeats)
-    name = torch.cuda.get_device_name(0) if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(0) if device == "cuda" else f"CPU, {counted(torch.get_num_threads(), 'thread')}"
     table = Table(title=f"latentSplat, published size, 256x256, {name}, acceleration {acceleration}")
     for column in ("work", "ms", "original on an H200, ms"):
         table.add_column(column, justify="left" if column == "work" else "right")

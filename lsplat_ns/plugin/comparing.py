@@ -8,6 +8,7 @@ from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.comparison import Comparison, table_rows, write_comparison, write_numbers
 from lsplat_ns.evaluation.results import SETTINGS, SUMMARY
 from lsplat_ns.plugin.evaluating import EvaluationOptions, check_run, evaluate_run
+from lsplat_ns.wording import counted
 
 
 def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> Comparison:
@@ -36,7 +37,7 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
     page = output / "index.html"
     write_comparison(comparison, page, names, options.illustrated)
     write_numbers(comparison, output / "comparison.json")
-    table = Table(title=f"A: {names[0]}    B: {names[1]}    {len(comparison.pairs)} entries")
+    table = Table(title=f"A: {names[0]}    B: {names[1]}    {counted(len(comparison.pairs), 'entry', 'entries')}")
     for column in ("", "A", "B", "B − A", "95 % interval", "B better in"):
         table.add_column(column, justify="right" if column else "left")
     for row in table_rows(comparison):

@@ -26,6 +26,7 @@ from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.evaluation_pictures import Illustrator
 from lsplat_ns.plugin.predictor import load_network
 from lsplat_ns.plugin.runs import StoredRun
+from lsplat_ns.wording import counted
 
 if TYPE_CHECKING:
     from nerfstudio.data.dataparsers.base_dataparser import DataParserConfig
@@ -91,7 +92,9 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
     )  # fmt: skip
     evaluation = Evaluation(network, data, found, options.sample, options.seed, on_draw=illustrator.show)
     if folder.done:
-        console.print(f"Going on in {output}: {len(folder.done)} entries are done", highlight=False)
+        console.print(
+            f"Going on in {output}: {counted(len(folder.done), 'entry is', 'entries are')} done", highlight=False
+        )
     outcome = _evaluate_with_progress(evaluation, folder, console)
     if not (outcome.finished or folder.done):
         raise KeyboardInterrupt
@@ -236,8 +239,8 @@ def _print_summary(summary: dict[str, Any], page: Path) -> None:
 
     state = "" if summary["complete"] else " (partial)"
     listed = summary["listed"]["entries"]
-    scenes = "1 scene" if len(summary["scenes"]) == 1 else f"{len(summary['scenes'])} scenes"
-    table = Table(title=f"{summary['entries']} of {listed} entries, {scenes}{state}")
+    scenes = counted(len(summary["scenes"]), "scene")
+    table = Table(title=f"{summary['entries']} of {counted(listed, 'entry', 'entries')}, {scenes}{state}")
     names = [name for name in METRICS if any(name in scored for scored in summary["metrics"][ALL].values())]
     table.add_column("")
     for name in names:

@@ -19,6 +19,7 @@ from lsplat_ns.plugin.generating import GenerationOptions, check_size, generate_
 from lsplat_ns.plugin.generation_tasks import GenerationTask, PhotoRequest, SceneRequest, Trajectory
 from lsplat_ns.plugin.lifting_method import lift_folder
 from lsplat_ns.plugin.runs import StoredRun
+from lsplat_ns.wording import counted
 
 PATH_FRAMES = 40
 """Length of a path where none is stated."""
@@ -40,7 +41,7 @@ def run_generate(command: GenerateOptions, size: tuple[int, int] | None) -> None
     if lifted is not None and task.turns_on_the_spot:
         raise ConfigError("a camera that turns on the spot shows no depth; leave out --lift, or choose another path")
     folder = generate_into(run, task, command.output, options)
-    print(f"Wrote {len(task.frames)} views to {folder.path}: images/, {VIDEO}, {SHEET}, {TRANSFORMS}")
+    print(f"Wrote {counted(len(task.frames), 'view')} to {folder.path}: images/, {VIDEO}, {SHEET}, {TRANSFORMS}")
     if command.consistency or command.met3r:
         with Console(stderr=True).status("Comparing neighbouring views"):
             scores = score_views(folder, task, with_met3r=command.met3r)

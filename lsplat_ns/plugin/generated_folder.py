@@ -32,6 +32,7 @@ from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.conventions import intrinsics_px_from_norm, opengl_from_opencv
 from lsplat_ns.plugin.generation_tasks import GenerationTask
 from lsplat_ns.scene import Cameras
+from lsplat_ns.wording import counted
 
 REQUEST, IMAGES, TRANSFORMS = "generation.json", "images", "transforms.json"
 VIDEO, SHEET, CONSISTENCY = "video.mp4", "contact_sheet.png", "consistency.json"
@@ -129,7 +130,9 @@ class GeneratedFolder:
         )
         context = tuple(i for i, frame in enumerate(numbers) if frame not in generated)
         targets = tuple(i for i, frame in enumerate(numbers) if frame in generated)
-        note = f"{len(targets)} generated views from {len(context)} given; lengths in the units of the source"
+        note = (
+            f"{counted(len(targets), 'generated view')} from {len(context)} given; lengths in the units of the source"
+        )
         row = SheetRow(video, "generated", FrameChoice(context, targets), numbers)
         draw_contact_sheet([row], self.path / SHEET, title, note)
 

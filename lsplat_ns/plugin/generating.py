@@ -22,6 +22,7 @@ from lsplat_ns.mvldm import MultiViewDiffusion
 from lsplat_ns.mvldm_acceleration import accelerate_generation
 from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames, fingerprint, refuse_in_use
 from lsplat_ns.plugin.generation_tasks import GenerationTask
+from lsplat_ns.wording import counted
 
 PUBLISHED_SIZE = (256, 256)
 OnStep = Callable[[GenerationProgress], None]
@@ -107,13 +108,14 @@ def generate_into(
         folder.write_given(task)
         before = len(StoredFrames(folder, task.frames))
         if before:
-            say(f"{before} of {len(task.frames)} frames are there already")
+            say(f"{before} of {len(task.frames)} frames {'is' if before == 1 else 'are'} there already")
         try:
             with _progress_bar(device) as on_step:
                 generate_frames(model, task, folder, options, device=device, on_step=on_step, say=say)
         except KeyboardInterrupt:
             kept = len(StoredFrames(folder, task.frames))
-            say(f"{kept} of {len(task.frames)} frames are kept in {folder.path}; the same command goes on from there")
+            kept = f"{kept} of {counted(len(task.frames), 'frame')} {'is' if kept == 1 else 'are'} kept"
+            say(f"{kept} in {folder.path}; the same command goes on from there")
             raise
         folder.finish(task, f"{task.name}: {_in_words(options)}")
     return folder
@@ -214,7 +216,7 @@ def describe_request(run: Path, task: GenerationTask, options: GenerationOptions
 
 def _in_words(options: GenerationOptions) -> str:
     solver = options.sampling.solver
-    return f"{options.plan.mode}, {solver.steps} steps of {solver.kind}, seed {options.sampling.seed}"
+    return f"{options.plan.mode}, {counted(solver.steps, 'step')} of {solver.kind}, seed {options.sampling.seed}"
 
 
 @contextlib.contextmanager

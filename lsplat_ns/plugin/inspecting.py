@@ -12,6 +12,7 @@ from lsplat_ns.data.sources import VideoList
 from lsplat_ns.data.survey import survey
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import SceneDataError
+from lsplat_ns.wording import counted
 
 
 def inspect_dataset(
@@ -53,7 +54,7 @@ def inspect_dataset(
     count = print_report(splits, console, most_items)
     if sheet is not None and scenes > 0:
         drawn = write_contact_sheet(splits, sheet, data.resolve().name, scenes)
-        what = "1 scene" if drawn == 1 else f"{drawn} scenes"
+        what = counted(drawn, "scene")
         console.print(f"Drew {what} into {sheet}" if drawn else "No scene can be drawn.", markup=False)
     return count
 

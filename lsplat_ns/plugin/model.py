@@ -1,5 +1,6 @@
 """The nerfstudio model: options, training and checkpoints. How it shows a scene is the other half, ``scene_model``."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
@@ -75,6 +76,11 @@ class LatentSplatModelConfig(ModelConfig):
     def __post_init__(self) -> None:
         if {"encoder", "autoencoder"} <= set(self.frozen):
             raise ConfigError("with encoder and autoencoder frozen nothing is left to train")
+
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of training images must be multiples of this: they are encoded, and decoded."""
+        return math.lcm(self.network.encoder.size_multiple, self.network.autoencoder.downscale)
 
     def check_weights(self, resuming: bool) -> None:
         """Check, before anything is built, that the files that training needs are on this machine.

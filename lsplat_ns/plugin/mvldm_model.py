@@ -58,6 +58,11 @@ class MvldmModelConfig(ModelConfig):
     loss_coefficients: tyro.conf.Suppress[Optional[Dict[str, float]]] = None
     eval_num_rays_per_chunk: tyro.conf.Suppress[int] = 4096
 
+    @property
+    def size_multiple(self) -> int:
+        """Both sides of training images must be multiples of this; the denoiser takes latents of any size."""
+        return self.network.autoencoder.downscale
+
     def check_weights(self, resuming: bool) -> None:
         """Check, before anything is built, that what training starts from is on this machine.
 

@@ -48,6 +48,7 @@ from lsplat_ns.scene import Cameras
 
 PANEL_GREY = 37 / 255
 MOST_VIEWS = 40
+"""Views that may be asked for at once."""
 MOST_FOLDERS = 999
 STEP_ASIDE = 0.25
 """How far neighbouring views are apart, in context baselines."""

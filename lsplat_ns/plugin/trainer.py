@@ -20,6 +20,7 @@ from nerfstudio.engine.trainer import TRAIN_INTERATION_OUTPUT, Trainer, TrainerC
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
 
+from lsplat_ns.data.batches import SMALLEST_SIDE
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
 from lsplat_ns.plugin.captures import open_dataparser
 from lsplat_ns.plugin.datamanager import training_stream
@@ -79,6 +80,19 @@ def newest_whole_checkpoint(folder: Path) -> int:
             return step
         CONSOLE.print(f"[yellow]{escape(str(path))} is cut short or damaged; taking the one before")
     raise CheckpointMismatch(f"{folder} holds no {'whole ' if steps else ''}checkpoint (step-*.ckpt)")
+
+
+def _check_image_size(size: tuple[int, int], multiple: int) -> None:
+    """Raise ConfigError, with the nearest sizes that work, unless both sides (height, width) are multiples."""
+    if not any(side % multiple for side in size):
+        return
+    least = -(-SMALLEST_SIDE // multiple) * multiple
+    below = " ".join(str(max(least, side // multiple * multiple)) for side in size)
+    above = " ".join(str(max(least, -(-side // multiple) * multiple)) for side in size)
+    raise ConfigError(
+        f"--pipeline.datamanager.preparation.image-size is {size[0]} {size[1]}, but the networks take multiples of "
+        f"{multiple} only; the nearest {f'is {above}' if above == below else f'are {below} and {above}'}"
+    )
 
 
 @dataclass
@@ -144,6 +158,7 @@ class LatentSplatTrainerConfig(TrainerConfig):
                 "--pipeline.model.training-precision bfloat16"
             )
         datamanager = self.pipeline.datamanager
+        _check_image_size(datamanager.preparation.image_size, self.pipeline.model.size_multiple)
         if datamanager.data is not None:
             datamanager.dataparser.data = Path(datamanager.data)
         dataparser = open_dataparser(datamanager.dataparser)

@@ -235,9 +235,9 @@ def test_lists_that_name_what_is_not_annotated_are_used_for_the_rest(root: Path)
     split = Co3dSplit.open(root, "train")
     assert split.scenes == ["a"] and len(split.read_scene("a")) == 3
     assert any("names 2 sequences that the annotations lack (gone, ...)" in note for note in split.notes)
-    assert any("names 1 frames that the annotations lack" in note for note in split.notes)
+    assert any("names 1 frame that the annotations lack" in note for note in split.notes)
     write_list(root, "train", {"gone": [0, 1]})
-    assert "none of the 1 sequences" in message(root)
+    assert "no sequence of" in message(root)
 
 
 def test_a_partial_download_is_used_as_far_as_it_goes(root: Path) -> None:

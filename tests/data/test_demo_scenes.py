@@ -5,6 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -288,6 +293,38 @@ def test_interruption_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         make_scenes(config_for(tmp_path / "set"))
     assert list(tmp_path.iterdir()) == []
+
+
+ENDED = """
+import sys
+from pathlib import Path
+from lsplat_ns import interrupts
+from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
+if __name__ == "__main__":
+    interrupts.note_interrupts()
+    config = MakeScenesConfig(Path(sys.argv[1]), scenes=60, frames=4, size=(36, 50), workers=int(sys.argv[2]))
+    make_scenes(config, on_scene=lambda scene: print(scene, flush=True))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_leaves_neither_a_folder_nor_a_process_behind(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "ended.py").write_text(ENDED)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "ended.py", tmp_path / "sets" / "set", str(workers)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline()
+        process.terminate()
+        process.terminate()  # as timeout(1) does
+        process.communicate(timeout=60)  # until nobody has its output any more, so no worker either
+        assert process.returncode == 143
+        assert list((tmp_path / "sets").iterdir()) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_every_scene_is_announced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: DemoScene) -> None:

@@ -184,7 +184,7 @@ def test_unusable_scenes_are_left_out_and_counted_by_reason(tmp_path: Path) -> N
 
 
 def test_a_dataset_without_any_pair_says_what_to_change() -> None:
-    with pytest.raises(SceneDataError, match=r"no pair of context views qualifies in 1 scenes.*--gap") as caught:
+    with pytest.raises(SceneDataError, match=r"no pair of context views qualifies in 1 scene;.*--gap") as caught:
         make_evaluation_index(VideoList((video(20),)), BOTH)
     assert "\n" not in str(caught.value)
 
@@ -261,7 +261,7 @@ def test_the_command_takes_the_rule_from_its_options(
 ) -> None:
     options = ("--kind", "interpolation", "--gap", 3, 5, "--num-targets", 2, "--seed", 9)
     assert run_command(monkeypatch, "index", dataset, "--evaluation", *options) == 0
-    assert "1 entries of 1 scenes" in capsys.readouterr().out
+    assert "1 entry of 1 scene; 1 scene has no pair" in capsys.readouterr().out
     (entry,) = read_evaluation_index(dataset / "evaluation_index.json")["a"]
     assert len(entry.target) == 2 and 3 <= entry.context[1] - entry.context[0] <= 5
     assert run_command(monkeypatch, "index", dataset, "--evaluation", "--num-targets", 0) == 1

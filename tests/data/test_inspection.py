@@ -42,7 +42,7 @@ def test_a_healthy_dataset_has_no_problem_and_its_facts_are_right(dataset: Path)
     assert test.sizes == {(40, 60): 6}
     assert train.scenes[1].span == pytest.approx(0.8)
     assert train.scenes[0].fov_degrees == pytest.approx(2 * 32.005, abs=0.01)
-    assert any("1 of its 1 scenes" in note for note in test.notes)
+    assert any("1 scene with entries, 1 of them here" in note for note in test.notes)
     assert list(test.entries) == ["c"] and not train.entries
 
 
@@ -118,8 +118,8 @@ DAMAGES = {
     "index missing": (lambda root: (root / "train" / "index.json").unlink(), "index", "is missing"),
     "index broken": (lambda root: (root / "train" / "index.json").write_text("{"), "index", "is broken"),
     "index leaves folder": (_set_index(lambda i: {**i, "x": "../../x.torch"}), "index", "outside the folder"),
-    "scene not in its chunk": (_set_index(lambda i: {**i, "x": "0.torch"}), "index", "1 scenes into 0.torch that it"),
-    "scene not in index": (_set_index(lambda i: {"a": "0.torch"}), "index", "leaves out 1 scenes of 0.torch"),
+    "scene not in its chunk": (_set_index(lambda i: {**i, "x": "0.torch"}), "index", "1 scene into 0.torch that it"),
+    "scene not in index": (_set_index(lambda i: {"a": "0.torch"}), "index", "leaves out 1 scene of 0.torch"),
     "repeated scene": (
         lambda root: torch.save([stored_scene("a"), stored_scene("n")], root / "train" / "1.torch"),
         "repeated scene", "scene a is in 0.torch, 1.torch",

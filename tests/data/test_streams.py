@@ -142,7 +142,7 @@ def test_with_fewer_scenes_than_readers_each_reads_all_in_an_order_of_its_own(tm
 
 
 def test_lanes_and_loader_processes_must_agree(many: Path) -> None:
-    with pytest.raises(ConfigError, match="1 lanes cannot be read by 2 processes"):
+    with pytest.raises(ConfigError, match="1 lane cannot be read by 2 processes"):
         next(training_batches(stream(many), num_workers=2))
 
 
@@ -256,7 +256,7 @@ def test_messages_name_scene_and_cause(tmp_path: Path) -> None:
     latest = {}
     for step in range(4):
         latest.update(made[step].skips.latest)
-    assert latest["too short"] == "scene short has 1 frames, but context views 2 frames apart were asked for"
+    assert latest["too short"] == "scene short has 1 frame, but context views 2 frames apart were asked for"
     assert "scene still are only 0 apart" in latest["no baseline"]
     assert latest["field of view"] == "scene wide has a field of view above 100 degrees"
     assert "64x20 is smaller than the 32x32" in latest["image size"]

@@ -25,11 +25,18 @@ def test_plots_of_entries_that_were_measured_with_different_metrics() -> None:
         assert plot(results, ["psnr", "lpips"]).startswith("<svg")
 
 
-@pytest.mark.parametrize(("context", "target"), [((1,), (2,)), ((1, 5, 9), (2,)), ((1, 5), ())])
+@pytest.mark.parametrize(
+    ("context", "target", "what"),
+    [
+        ((1,), (2,), "1 context view and 1 target;"),
+        ((1, 5, 9), (2,), "3 context views and 1 target;"),
+        ((1, 5), (), "2 context views and 0 targets;"),
+    ],
+)
 def test_an_entry_that_the_network_cannot_take_is_left_out_by_name(
-    context: tuple[int, ...], target: tuple[int, ...]
+    context: tuple[int, ...], target: tuple[int, ...], what: str
 ) -> None:
     entry = Entry("room", FrameChoice(context, target))
     data = IndexedScenes("re10k", "index.json", (entry,), {}, PreparationConfig(), read_scene=pytest.fail)
-    with pytest.raises(SceneDataError, match=f"scene room: .* {len(context)} context views and {len(target)} targets"):
+    with pytest.raises(SceneDataError, match=f"scene room: .* {what}"):
         data.load(entry)

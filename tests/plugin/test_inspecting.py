@@ -123,4 +123,4 @@ def test_objects_in_co3d_layout_are_inspected_and_get_an_evaluation_index(
     assert lsplat("inspect", "o", "--size", "32x32") == 0
     assert "Nothing is wrong." in capsys.readouterr().out
     assert lsplat("index", "o", "--evaluation", "--gap", 2, 5, "--output", "new.json") == 0
-    assert "24 entries of 1 scenes" in capsys.readouterr().out
+    assert "24 entries of 1 scene;" in capsys.readouterr().out

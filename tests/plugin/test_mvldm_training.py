@@ -149,6 +149,20 @@ def test_gradients_are_averaged_over_accumulated_steps_and_the_average_follows_u
         torch.testing.assert_close(model.averaged.state_dict()[name], 0.995 * average[name] + 0.005 * value)
 
 
+def test_an_image_size_is_refused_before_training_exactly_if_the_autoencoder_cannot_take_it(
+    rooms: Path, tmp_path: Path
+) -> None:
+    config = config_of(rooms, tmp_path, autoencoder_steps=0)
+    config.pipeline.datamanager.preparation.image_size = (20, 34)
+    with pytest.raises(SystemExit, match=r"image-size is 20 34, .* of 4 only; the nearest are 20 32 and 20 36$"):
+        config.save_config()
+    assert list(tmp_path.iterdir()) == []
+    config.pipeline.datamanager.preparation.image_size = (20, 36)  # 5 x 9 latents, odd on every level
+    config.save_config()
+    (losses,) = iterate(trainer_of(config), 0)
+    assert torch.isfinite(losses["diffusion"])
+
+
 def test_a_checkpoint_in_the_middle_of_an_accumulation_repeats_its_step(rooms: Path, tmp_path: Path) -> None:
     config = config_of(rooms, tmp_path, autoencoder_steps=0)
     whole = trainer_of(config)

@@ -21,7 +21,9 @@ import torch
 from conftest import BIN, Run, call
 from torch import Tensor, nn
 
+from lsplat_ns.encoder.encoder import EncoderConfig
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
+from lsplat_ns.latentsplat import LatentSplatConfig
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import step_losses
 from lsplat_ns.plugin import datamanager, optimizers
@@ -207,6 +209,35 @@ def test_nerfstudios_mixed_precision_is_refused_with_what_to_take_instead(rooms:
     with pytest.raises(SystemExit, match=r"take --pipeline\.model\.training-precision bfloat16"):
         config.save_config()
     assert not list(tmp_path.rglob("config.yml"))
+
+
+@pytest.mark.parametrize(
+    ("size", "nearest"),
+    [
+        ((100, 100), "are 96 96 and 112 112"),
+        ((64, 100), "are 64 96 and 64 112"),
+        ((17, 64), "are 16 64 and 32 64"),
+    ],
+)
+def test_an_image_size_that_the_networks_cannot_take_is_refused_with_the_nearest_ones(
+    size: tuple[int, int], nearest: str, rooms: Path, tmp_path: Path
+) -> None:
+    config = config_of(rooms, tmp_path, network=LatentSplatConfig())
+    config.pipeline.datamanager.preparation.image_size = size
+    option = r"^error: --pipeline\.datamanager\.preparation\.image-size is "
+    with pytest.raises(
+        SystemExit, match=rf"{option}{size[0]} {size[1]}.* multiples of 16 only; the nearest {nearest}$"
+    ):
+        config.save_config()
+    assert list(tmp_path.iterdir()) == []
+    config.pipeline.datamanager.preparation.image_size = (64, 64)
+    config.save_config()
+
+
+def test_where_no_smaller_image_size_works_only_the_larger_is_named(rooms: Path, tmp_path: Path) -> None:
+    config = config_of(rooms, tmp_path, network=LatentSplatConfig(EncoderConfig(supersampling=1)))
+    with pytest.raises(SystemExit, match=r"multiples of 128 only; the nearest is 128 128$"):
+        config.save_config()
 
 
 def test_a_foreign_file_among_checkpoints_is_none(tmp_path: Path) -> None:

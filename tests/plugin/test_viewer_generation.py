@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lsplat_ns.plugin.generated_layers import read_layer, read_layers
 from lsplat_ns.plugin.jobs import Progress
 from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
 from lsplat_ns.plugin.scene_generation import chosen_run, generation_task, poses_along, poses_here
+from lsplat_ns.plugin.viewer_panel.generate_part import GeneratePart
 from lsplat_ns.plugin.viewer_panel.widgets import VISER_NERFSTUDIO_SCALE_RATIO
 
 
@@ -98,6 +100,20 @@ def test_a_generator_that_does_not_fit_beside_the_scene_is_said_so(
     monkeypatch.setattr(scene_generation, "load_mvldm", out_of_memory)
     with pytest.raises(LsplatError, match="too small for MV-LDM"):
         scene_generation.Generator().load(mvldm, torch.device("cpu"))
+
+
+def test_the_viewer_offers_as_many_views_as_are_generated_at_once(
+    shown: Shown, mvldm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene_generation, "MOST_VIEWS", 2)
+    panel = MagicMock()
+    panel.model.active_scene, panel.model.config.generator = None, None
+    GeneratePart(panel)
+    (field,) = (call for call in panel.viewer.viser_server.gui.add_number.mock_calls if call.args[:1] == ("Views",))
+    assert field.kwargs["max"] == 2
+    scene = shown.pipeline.model.active_scene
+    with pytest.raises(ConfigError, match="1 to 2 views are generated at once, not 3"):
+        generation_task(scene, poses_along(scene.nerfstudio_cameras((0, 3, 5)), 3), mvldm)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import cv2
 from lsplat_ns.data.demo_scenes.demo_scene import build_demo_scene
 from lsplat_ns.data.demo_scenes.writers import CO3DWriter, Photographs, RealEstateWriter, SceneWriter, encode_jpeg
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.interrupts import children_leave_interrupts_to_us
+from lsplat_ns.interrupts import children_leave_interrupts_to_us, termination_unwinds, termination_waits
 
 SMALLEST_SIDE = 16
 FEWEST_FRAMES = 4
@@ -78,7 +78,8 @@ def make_scenes(config: MakeScenesConfig, on_scene: Callable[[str], None] | None
     """Make a demo data set and return its folder.
 
     The same config gives the same bytes, whatever ``workers`` is. Everything is written to a temporary folder beside
-    the output, which takes the output's name only once it is complete; it is removed if anything goes wrong.
+    the output, which takes the output's name only once it is complete; it is removed if anything goes wrong, also on
+    Ctrl-C and SIGTERM.
 
     Args:
         config: what to make.
@@ -91,6 +92,12 @@ def make_scenes(config: MakeScenesConfig, on_scene: Callable[[str], None] | None
     Raises:
         SceneDataError: the output is not an empty folder, or a worker process died.
     """
+    with termination_unwinds():
+        _make_scenes(config, on_scene)
+    return Path(config.output)
+
+
+def _make_scenes(config: MakeScenesConfig, on_scene: Callable[[str], None] | None) -> None:
     output = Path(config.output).absolute()
     _refuse_occupied(output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +118,6 @@ def make_scenes(config: MakeScenesConfig, on_scene: Callable[[str], None] | None
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Path(config.output)
 
 
 def _refuse_occupied(output: Path) -> None:
@@ -134,7 +140,7 @@ def _photograph_all(config: MakeScenesConfig) -> Iterator[Photographs]:
     with _single_threaded_children():
         pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
         try:
-            with children_leave_interrupts_to_us():  # map starts them
+            with termination_waits(), children_leave_interrupts_to_us():  # map starts them
                 photographs = pool.map(photograph, [config] * config.scenes, range(config.scenes))
             yield from photographs
         finally:

@@ -15,6 +15,7 @@ import torch
 
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.plugin.viewer_panel.widgets import SAVED_PATH, ProgressRow, add_frustum, by_a_person
+from lsplat_ns.wording import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
 
 HERE = "from here"
-MOST_VIEWS, VIEWS = 40, 3
-"""Views that may be asked for, and by default: with two photos as many as MV-LDM sees at once."""
+VIEWS = 3
+"""Views that are asked for by default: with two photos as many as MV-LDM sees at once."""
 ACCEPTED, DECLINED, LIFTED = (255, 150, 60), (120, 130, 140), (190, 110, 40)
 """Colours of frusta."""
 SCORES = "Inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
@@ -38,6 +39,8 @@ class GeneratePart:
     """Views that MV-LDM generates of what no photo shows, and the layers made of those that are accepted."""
 
     def __init__(self, panel: ViewerPanel) -> None:
+        from lsplat_ns.plugin.scene_generation import MOST_VIEWS
+
         self.panel = panel
         self._generator: Generator | None = None
         self._proposal: Proposal | None = None
@@ -125,7 +128,7 @@ class GeneratePart:
         if where == HERE and (client.camera.position == stood).all():  # else it looks out of the middle picture
             panel.step_back(client)
         panel.model.config.generator = run
-        panel.say(f"{len(proposal.views)} views generated", "accept or discard them in the folder Generate")
+        panel.say(f"{counted(len(proposal.views), 'view')} generated", "accept or discard them in the folder Generate")
 
     def _options(self) -> GenerationOptions:
         from lsplat_ns.diffusion.sampler import SamplingConfig
@@ -161,7 +164,7 @@ class GeneratePart:
             with self._folder:
                 for number, view in enumerate(proposal.views, start=1):
                     score = "not comparable" if math.isnan(view.error) else f"{view.error:.2f}"
-                    order = self._sheet.order + number / (MOST_VIEWS + 1)  # below the sheet, above the buttons
+                    order = self._sheet.order + number / (len(proposal.views) + 1)  # below the sheet, above the buttons
                     box = self.panel.viewer.viser_server.gui.add_checkbox(f"View {number}: {score}", True, order=order)
                     box.on_update(lambda _: self._draw_frusta())
                     self._proposed.append(box)
@@ -252,7 +255,9 @@ class GeneratePart:
                     if self._proposal is None:
                         self._show_proposal(proposal)
                 raise
-            self.panel.say(f"{len(accepted)} views lifted", "Look shows and tints them apart from the photos")
+            self.panel.say(
+                f"{counted(len(accepted), 'view')} lifted", "Look shows and tints them apart from the photos"
+            )
 
     def _switch_layer(self) -> None:
         number, visible = self._chosen(), bool(self._visible.value)
@@ -301,7 +306,7 @@ class GeneratePart:
         layers = () if scene is None else scene.layers
         for widget in (self._layer, self._visible, self._opacity, self._undo):
             widget.visible = bool(layers)
-        names = tuple(f"{number}: {len(layer.video)} views" for number, layer in enumerate(layers, start=1))
+        names = tuple(f"{number}: {counted(len(layer.video), 'view')}" for number, layer in enumerate(layers, start=1))
         if names and names != tuple(self._layer.options):
             self._layer.options = names
             self._layer.value = names[-1]
