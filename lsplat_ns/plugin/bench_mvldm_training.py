@@ -19,6 +19,7 @@ from torch.cuda.amp import GradScaler
 from lsplat_ns.diffusion.objective import TrainingConfig, draw_training_step
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
 from lsplat_ns.mvldm_acceleration import AUTOENCODER_DTYPE, prepare_denoiser_training
+from lsplat_ns.plugin.bench_training import settings_on
 from lsplat_ns.plugin.mvldm_recipes import published_mvldm_trainer
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
 from lsplat_ns.scene import Cameras, SceneBatch, Views
@@ -71,7 +72,7 @@ def run_mvldm_training_benchmark(
     device = batch.target.image.device
     rows = []
     torch.backends.cudnn.benchmark = True  # as ns-train has it
-    for setting, (half, low_memory, compiled) in SETTINGS.items():
+    for setting, (half, low_memory, compiled) in settings_on(device, SETTINGS).items():
         torch.manual_seed(0)
         with device:
             model = MultiViewDiffusion(config).train()

@@ -12,6 +12,6 @@ from lsplat_ns.plugin.bench_mvldm_training import SETTINGS, random_batch, run_mv
 def test_every_setting_times_the_same_step() -> None:
     batch = random_batch(1, 16, torch.device("cpu"))
     rows = run_mvldm_training_benchmark(tiny_multi_view_diffusion(), batch, repeats=1)
-    assert [row.setting for row in rows] == list(SETTINGS)
+    assert [row.setting for row in rows] == [name for name in SETTINGS if "compiled" not in name]  # a GPU has all
     assert all(row.milliseconds > 0 and row.peak_gb is None for row in rows)
     assert rows[1].loss == pytest.approx(rows[0].loss, rel=0.02) and rows[2].loss == rows[1].loss
