@@ -95,7 +95,7 @@ class Shown:
         """Generate views as the tab's widgets say."""
         tab.notifications.clear()
         tab.click(button)
-        tab.wait(lambda: tab.said("views generated"), "generated views")
+        tab.wait(lambda: tab.said("view generated") or tab.said("views generated"), "generated views")
         self.settle(tab)
         assert tab.visible("Lift accepted views")
 
