@@ -90,7 +90,7 @@ class AdamWConfig(OptimizerConfig):
 
 
 def _fused(params: List[Parameter]) -> Optional[bool]:
-    """Whether one kernel updates all parameters: on a GPU a third of the time. None is torch's default."""
+    """Whether one kernel updates all parameters, on a GPU. None is torch's default."""
     return True if params and params[0].is_cuda else None
 
 
