@@ -170,12 +170,16 @@ class TrainDemo:
     steps: Optional[int] = None
     """Training steps in all; by default 7500 of latentSplat (13 minutes on an H100) and 12000 of MV-LDM (not timed)."""
 
+    initial_weights: Optional[Path] = None
+    """Weights to start from, as this command writes them; of MV-LDM only the denoiser is then trained."""
+
     def run(self) -> int:
         """Train, and say where the weights are."""
         from lsplat_ns.plugin.demo_recipes import STEPS
         from lsplat_ns.plugin.train_demo import train_demo
 
-        print(f"Wrote {train_demo(self.system, self.folder, self.steps or STEPS[self.system])}")
+        steps = self.steps or STEPS[self.system]
+        print(f"Wrote {train_demo(self.system, self.folder, steps, self.initial_weights)}")
         return 0
 
 

@@ -40,7 +40,7 @@ from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.scene import Cameras, SceneBatch, Views
 
 DECODED_AT_ONCE = 4
-"""Images per call of the decoder, whose activations need far more memory than its result."""
+"""Images of 256x256, or as many pixels, per call of the decoder: activations need far more memory than its result."""
 ENCODED_AT_ONCE = 8
 """The same of the encoder."""
 
@@ -90,6 +90,16 @@ def tiny_multi_view_diffusion() -> MultiViewDiffusionConfig:
         latent_scale=1.0,
         prediction="velocity",
     )
+
+
+def _of_size(count: int, pixels: int) -> int:
+    """How many images of so many pixels take the place of ``count`` images of 256x256."""
+    return max(1, count * 256 * 256 // pixels)
+
+
+def _all_finite(tensors: list[Tensor]) -> bool:
+    """Whether no number overflowed; waits for the GPU once."""
+    return bool(torch.stack([tensor.isfinite().all() for tensor in tensors]).all())
 
 
 class _Pacing:
@@ -159,9 +169,8 @@ class MultiViewDiffusion(nn.Module):
                 None takes the most likely ones.
         """
         flat = image.flatten(0, 1)
-        moments = [
-            torch.cat(parts) for parts in zip(*self._in_parts(self._moments, flat, ENCODED_AT_ONCE), strict=True)
-        ]
+        at_once = _of_size(ENCODED_AT_ONCE, image.shape[-2] * image.shape[-1])
+        moments = [torch.cat(parts) for parts in zip(*self._in_parts(self._moments, flat, at_once), strict=True)]
         distribution = DiagonalGaussian(*(moment.unflatten(0, image.shape[:2]) for moment in moments))
         latents = distribution.mode() if noise is None else distribution.sample(noise=noise)
         return self.config.latent_scale * latents
@@ -173,7 +182,9 @@ class MultiViewDiffusion(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Images [b, t, 3, height, width] in [0, 1] of latents [b, t, c, h, w]."""
         flat = (latents / self.config.latent_scale).flatten(0, 1)
-        images = torch.cat([image for (image,) in self._in_parts(self._decoded, flat, DECODED_AT_ONCE)])
+        pixels = latents.shape[-2] * latents.shape[-1] * self.config.autoencoder.downscale**2
+        at_once = _of_size(DECODED_AT_ONCE, pixels)
+        images = torch.cat([image for (image,) in self._in_parts(self._decoded, flat, at_once)])
         return images.clamp(0, 1).unflatten(0, latents.shape[:2])
 
     def _decoded(self, latents: Tensor) -> tuple[Tensor]:
@@ -187,9 +198,7 @@ class MultiViewDiffusion(nn.Module):
             parts = tensor.split(1 if self.autoencoder_waits_on_cpu else at_once)
             with self._autocast(tensor.device):
                 results = [function(part) for part in parts]
-            if self.autoencoder_dtype is None or all(
-                bool(each.isfinite().all()) for result in results for each in result
-            ):
+            if self.autoencoder_dtype is None or _all_finite([each for result in results for each in result]):
                 return results
             self.autoencoder_dtype = None  # float16 ends at 65504
             with self._autocast(tensor.device):

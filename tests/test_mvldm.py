@@ -6,6 +6,7 @@ import pytest
 import torch
 from mvldm_recordings import loaded_model, split_views
 
+from lsplat_ns import mvldm
 from lsplat_ns.autoencoder import AutoencoderConfig
 from lsplat_ns.diffusion.objective import TrainingConfig, TrainingDraw, draw_training_step
 from lsplat_ns.diffusion.sampler import GroupNoise, SamplingConfig
@@ -88,7 +89,9 @@ def test_latents_are_drawn_with_the_noise_given_and_scaled(tiny: MultiViewDiffus
         torch.testing.assert_close(model.encode(image, noise), 0.18215 * (distribution.mean + distribution.std))
 
 
-def test_decoding_in_parts_is_decoding_at_once_and_stays_in_range() -> None:
+def test_decoding_in_parts_is_decoding_at_once_and_stays_in_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [mvldm._of_size(8, side * side) for side in (64, 128, 256, 4096)] == [128, 32, 8, 1]
+    monkeypatch.setattr(mvldm, "_of_size", lambda count, _: count)
     _, model = loaded_model("mv_sample_small")
     latents = 2 * torch.randn(1, 6, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

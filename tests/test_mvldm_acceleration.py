@@ -148,7 +148,7 @@ def test_the_benchmark_times_every_setting() -> None:
 def test_on_a_gpu_progress_is_that_of_the_step_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(tiny_multi_view_diffusion(), torch.device("cuda"))
 
-    def slow_steps(predict, latents, config):
+    def slow_steps(predict, latents, config, prediction):
         for _ in range(config.steps):
             torch.cuda._sleep(100_000_000)  # some 50 ms
             yield latents

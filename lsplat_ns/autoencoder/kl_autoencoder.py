@@ -76,6 +76,9 @@ class AutoencoderConfig:
         return self.skip_connections and self.skip_extra
 
 
+RECOMPUTED_AT_ONCE = 4
+"""Images that are decoded again together to save memory: enough of them for convolutions to be fast."""
+
 PRESETS: dict[str, AutoencoderConfig] = {
     "f8": AutoencoderConfig(),
     "f16": AutoencoderConfig(
@@ -234,9 +237,10 @@ class KLAutoencoder(Recomputable):
         return self.decode(z, skip)
 
     def _decode_flat(self, z: Tensor, skip: Tensor | None) -> Tensor:
-        if self.recompute:  # image by image, so that one image's activations exist at a time
-            skips = [None] * len(z) if skip is None else skip.split(1)
-            parts = zip(z.split(1), skips, strict=True)
+        if self.recompute:  # in parts, so that few images' activations exist at a time
+            latents = z.split(RECOMPUTED_AT_ONCE)
+            skips = [None] * len(latents) if skip is None else skip.split(RECOMPUTED_AT_ONCE)
+            parts = zip(latents, skips, strict=True)
             features = torch.cat([self.recomputed(self.decoded_features, *part) for part in parts])
         elif self.features_in_training is not None and torch.is_grad_enabled():
             features = self.features_in_training(z, skip)

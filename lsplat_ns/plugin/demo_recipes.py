@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Dict, Literal
+from typing import Dict, Literal, Optional
+
+import torch
 
 from lsplat_ns.data.demo_scenes import MakeScenesConfig
 from lsplat_ns.diffusion.objective import TrainingConfig
 from lsplat_ns.losses import LossSchedule, LossTerm
 from lsplat_ns.losses.adversarial import AdversarialConfig
+from lsplat_ns.mvldm import MultiViewDiffusionConfig
 from lsplat_ns.plugin.mvldm_pipeline import MvldmTrainerConfig
 from lsplat_ns.plugin.mvldm_recipes import tiny_mvldm_trainer
 from lsplat_ns.plugin.optimizers import LinearWarmupConfig
@@ -33,16 +36,21 @@ SHOWN_SCENES = replace(HELD_OUT_SCENES, scenes=6, test_scenes=5)
 """The first of these, which ``lsplat demo`` shows."""
 
 # Shares of the training. The splatted colour comes first, as in the published schedule: the decoder sees it.
-DECODER_STARTS, DISCRIMINATOR_STARTS = 0.3, 0.85
+DECODER_STARTS, DISCRIMINATOR_STARTS = 0.2, 0.85
 AUTOENCODER_SHARE = 0.2
 
 
-def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
-    """latentsplat-tiny for a GPU: larger images, larger batches, rates that fall to the end of training."""
+def demo_trainer(steps: int, continued: bool = False) -> LatentSplatTrainerConfig:
+    """latentsplat-tiny for a GPU: larger images, larger batches, rates that fall to the end of training.
+
+    Args:
+        steps: Length of the training.
+        continued: Start from trained weights, so that the decoder need not wait for the splatted colour.
+    """
     config = tiny_trainer(METHODS["latentsplat"])
     _for_a_gpu(config, steps)
     datamanager = config.pipeline.datamanager
-    datamanager.batch_size = 4
+    datamanager.batch_size = 8
     datamanager.sampling = replace(
         datamanager.sampling,
         num_target_views=3,
@@ -51,11 +59,15 @@ def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
         target_margin=3,
         initial_target_margin=3,
     )
+    decoder_starts = 0 if continued else int(DECODER_STARTS * steps)
     config.pipeline.model.schedule = LossSchedule(
         render_image=(LossTerm("mse", 10.0),),
-        combined=(LossTerm("l1", 1.0, int(DECODER_STARTS * steps)),),
+        # Squares as well: with absolute differences alone the decoded colour stayed behind the splatted one.
+        combined=tuple(LossTerm(kind, weight, decoder_starts) for kind, weight in (("l1", 1.0), ("mse", 10.0))),
         adversarial=AdversarialConfig(generator_weight=0.1, starts_at_step=int(DISCRIMINATOR_STARTS * steps)),
     )
+    if torch.cuda.is_available():
+        config.pipeline.model.training_precision = "bfloat16"
     generator, discriminator = config.optimizers["generator"], config.optimizers["discriminator"]
     rate = 8e-4
     generator["optimizer"] = replace(generator["optimizer"], lr=rate, fine_tuned_lr=rate / datamanager.batch_size)
@@ -64,8 +76,13 @@ def demo_trainer(steps: int) -> LatentSplatTrainerConfig:
     return config
 
 
-def demo_mvldm_trainer(steps: int) -> MvldmTrainerConfig:
-    """mvldm-tiny for a GPU: larger images, larger batches, rates that fall to the end of training."""
+def demo_mvldm_trainer(steps: int, continued: Optional[MultiViewDiffusionConfig] = None) -> MvldmTrainerConfig:
+    """mvldm-tiny for a GPU: larger images, larger batches, rates that fall to the end of training.
+
+    Args:
+        steps: Length of the training.
+        continued: The network whose trained weights it starts from; the autoencoder then stays as it is.
+    """
     config = tiny_mvldm_trainer(METHODS["mvldm"])
     _for_a_gpu(config, steps)
     datamanager = config.pipeline.datamanager
@@ -73,12 +90,15 @@ def demo_mvldm_trainer(steps: int) -> MvldmTrainerConfig:
     datamanager.sampling = replace(datamanager.sampling, max_gap=24, initial_max_gap=24)
     model = config.pipeline.model
     model.training = TrainingConfig(relative_poses=1.0, drop_context=0.1)
-    model.autoencoder_steps = int(AUTOENCODER_SHARE * steps)
     model.ema_decay = 0.999
     model.training_precision = "bfloat16"
-    config.optimizers["autoencoder"]["scheduler"] = LinearWarmupConfig(
-        warm_up_steps=100, decay_steps=model.autoencoder_steps
-    )
+    if continued is None:
+        model.autoencoder_steps = int(AUTOENCODER_SHARE * steps)
+        config.optimizers["autoencoder"]["scheduler"] = LinearWarmupConfig(
+            warm_up_steps=100, decay_steps=model.autoencoder_steps
+        )
+    else:
+        model.network, model.autoencoder_steps = continued, 0
     config.optimizers["denoiser"]["scheduler"] = LinearWarmupConfig(warm_up_steps=100, decay_steps=steps)
     return config
 
@@ -92,4 +112,5 @@ def _for_a_gpu(config: LatentSplatTrainerConfig, steps: int) -> None:
     config.viewer.quit_on_train_completion = True
     datamanager = config.pipeline.datamanager
     datamanager.preparation = replace(datamanager.preparation, image_size=(SIDE, SIDE))
-    datamanager.num_workers = 4
+    datamanager.num_workers = 8
+    config.pipeline.model.compiled_training = torch.cuda.is_available()

@@ -107,7 +107,7 @@ def _changed(config: Any, path: list[str], value: Any, option: str) -> Any:
 
 
 def tiny_networks() -> LatentSplatConfig:
-    """Small networks with every part of the published ones; 4.5 million parameters. At 128 pixels the ViT has the
+    """Small networks with every part of the published ones; 5.5 million parameters. At 128 pixels the ViT has the
     published grid of 32 x 32 tokens."""
     return LatentSplatConfig(
         encoder=EncoderConfig(
@@ -131,7 +131,7 @@ def tiny_networks() -> LatentSplatConfig:
             autoencoder_downscale=2,
             supersampling=2,
         ),
-        autoencoder=AutoencoderConfig(block_out_channels=(32, 64), layers_per_block=1, norm_groups=8),
+        autoencoder=AutoencoderConfig(block_out_channels=(64, 96), layers_per_block=1, norm_groups=8),
         discriminator=DiscriminatorConfig(width=16, halvings=2),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import torch
 from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackLocation
@@ -13,20 +13,24 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from lsplat_ns.checkpoints.demo_weights import write_demo_weights
+from lsplat_ns.checkpoints.demo_weights import read_demo_weights, write_demo_weights
+from lsplat_ns.checkpoints.mvldm_runs import network_from_plain
 from lsplat_ns.data.demo_scenes import MakeScenesConfig, make_scenes
+from lsplat_ns.errors import CheckpointMismatch
 from lsplat_ns.plugin.demo_recipes import METHODS, TRAINING_SCENES, System, demo_mvldm_trainer, demo_trainer
+from lsplat_ns.plugin.loading import load_strictly
 from lsplat_ns.plugin.mvldm_model import MvldmModel
 from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, checkpoint_steps
 
 
-def train_demo(system: System, folder: Path, steps: int) -> Path:
+def train_demo(system: System, folder: Path, steps: int, initial: Optional[Path] = None) -> Path:
     """Make the training scenes where they are missing, train, and write the weights. A second call goes on.
 
     Args:
         system: Which model.
         folder: Where scenes, run and weights are kept.
         steps: Training steps in all; learning rates fall towards that number.
+        initial: Weights to start from, as this function writes them.
 
     Returns:
         The file of weights.
@@ -36,15 +40,18 @@ def train_demo(system: System, folder: Path, steps: int) -> Path:
     """
     method = METHODS[system]
     scenes = scenes_in(folder / "training-scenes", TRAINING_SCENES)
-    config = (demo_trainer if system == "latentsplat" else demo_mvldm_trainer)(steps)
+    begun = None if initial is None else _read_initial(initial, method)
+    config = _recipe(system, steps, begun)
     config.output_dir, config.experiment_name, config.timestamp = folder / "runs", "demo", "training"
     config.data = config.pipeline.datamanager.data = scenes.resolve()
-    trainer = train(config)
+    trainer = train(config, None if begun is None else begun.weights)
     weights, network = _weights(trainer)
     provenance = {
         "method": method,
         "network": network,
-        "command": f"lsplat train-demo {system} --steps {steps}",
+        "command": f"lsplat train-demo {system} --steps {steps}"
+        + ("" if initial is None else f" --initial-weights {initial.name}"),
+        "initial_weights": None if begun is None else begun.provenance,
         "steps_done": trainer.step + 1,
         "batch_size": config.pipeline.datamanager.batch_size,
         "training_scenes": {name: str(value) for name, value in asdict(TRAINING_SCENES).items() if name != "output"},
@@ -60,6 +67,26 @@ def train_demo(system: System, folder: Path, steps: int) -> Path:
     return path
 
 
+class _Begun(NamedTuple):
+    """Weights that a training starts from, and where they come from."""
+
+    weights: Dict[str, Tensor]
+    provenance: Dict[str, Any]
+
+
+def _read_initial(path: Path, method: str) -> _Begun:
+    weights, provenance = read_demo_weights(path)
+    if provenance.get("method") != method:
+        raise CheckpointMismatch(f"{path} holds weights of {provenance.get('method')}, not of {method}")
+    return _Begun(weights, provenance)
+
+
+def _recipe(system: System, steps: int, begun: Optional[_Begun]) -> LatentSplatTrainerConfig:
+    if system == "latentsplat":
+        return demo_trainer(steps) if begun is None else demo_trainer(steps, continued=True)
+    return demo_mvldm_trainer(steps, None if begun is None else network_from_plain(begun.provenance["network"]))
+
+
 def scenes_in(folder: Path, config: MakeScenesConfig) -> Path:
     """A folder of demo scenes, made where it is missing."""
     if (folder / "test" / "index.json").is_file():
@@ -71,8 +98,12 @@ def scenes_in(folder: Path, config: MakeScenesConfig) -> Path:
     return folder
 
 
-def train(config: LatentSplatTrainerConfig) -> LatentSplatTrainer:
+def train(config: LatentSplatTrainerConfig, initial: Optional[Dict[str, Tensor]] = None) -> LatentSplatTrainer:
     """Train up to ``max_num_iterations``, from the last checkpoint of the run if there is one, with a progress bar.
+
+    Args:
+        config: The training.
+        initial: Weights of the network, all but the discriminator's, that a run without checkpoints starts from.
 
     Raises:
         SystemExit: After Ctrl-C; what is learned so far is saved.
@@ -86,6 +117,10 @@ def train(config: LatentSplatTrainerConfig) -> LatentSplatTrainer:
     config.save_config()
     trainer = config.setup(local_rank=0, world_size=1)
     trainer.setup()
+    if initial is not None and config.load_dir is None:
+        network = trainer.pipeline.model.network
+        own = {key: value for key, value in network.state_dict().items() if key.startswith("discriminator.")}
+        load_strictly(network, {**own, **initial})
     if trainer._start_step >= steps:
         CONSOLE.print(f"Using the model in {config.get_base_dir()} ({trainer._start_step} steps)")
         trainer.step = trainer._start_step - 1
