@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see lsplat_ns.cli; before torch is imported
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n: they and what they start share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import pytest
 import torch
@@ -20,6 +22,20 @@ if TYPE_CHECKING:
     from viser_tab import Tab
 
 BIN = Path(sys.executable).parent
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``pytest -n``: a file's tests stay in one process, so that what they share is made once.
+
+    Files come in the order of collection. xdist would begin with those of the most tests, and end with the browser's.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "load":  # another --dist was asked for
+        return None
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

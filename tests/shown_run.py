@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from nerfstudio.cameras.cameras import Cameras
 from nerfstudio.configs.base_config import ViewerConfig
 from nerfstudio.viewer.viewer import Viewer
+from ports import free_port
 from torch import Tensor
 from untrained_runs import write_untrained_run
 from viser_tab import Hearing, Tab
@@ -36,9 +36,7 @@ class Shown:
         (checkpoint,) = (folder / "nerfstudio_models").glob("*.ckpt")
         stored = torch.load(checkpoint, map_location=device, weights_only=True)
         self.pipeline.load_pipeline(stored["pipeline"], stored["step"])
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.viewer = Viewer(
             ViewerConfig(websocket_port=self.port, websocket_host="127.0.0.1"),
             log_filename=folder / "viewer.log",

@@ -35,7 +35,7 @@ from lsplat_ns.data.transforms import cropped_intrinsics
 from lsplat_ns.data.view_sampling import FrameChoice
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.overlap import view_overlap
-from lsplat_ns.interrupts import children_leave_interrupts_to_us
+from lsplat_ns.interrupts import children_leave_interrupts_to_us, termination_unwinds, termination_waits
 from lsplat_ns.wording import counted
 
 SQUARE = (256, 256)
@@ -208,6 +208,8 @@ def write_evaluation_index(
 ) -> EvaluationIndex:
     """Draw an evaluation index for a RealEstate10k or CO3D folder and write it, with a progress bar.
 
+    Ctrl-C and SIGTERM leave neither a process nor a file behind.
+
     Args:
         data: Dataset folder.
         split: ``test`` or ``train``.
@@ -233,12 +235,12 @@ def write_evaluation_index(
     # Overlap is measured on open paths only; where there is little of it, starting processes takes longer.
     many = layout == "re10k" and len(source.scenes) >= WORTH_PROCESSES
     workers = min(os.cpu_count() or 1, len(source.shards)) if many else 1
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with termination_unwinds(), Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("Drawing context views and targets", total=len(source.scenes))
         index = make_evaluation_index(
             source, config, workers=workers, on_scenes=lambda count: progress.advance(task, count)
         )
-    index.write(path)
+        index.write(path)
     return index
 
 
@@ -282,14 +284,14 @@ def make_evaluation_index(
 
 @contextmanager
 def _parallel_map(workers: int) -> Iterator[Callable]:
-    """``map``, by other processes where there is more than one worker. They end with the block, also at Ctrl-C."""
+    """``map``, by other processes where there is more than one worker. They end with the block, whatever ends it."""
     if workers == 1:
         yield map
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
 
     def run(function: Callable, items: list[str]) -> Iterator:
-        with children_leave_interrupts_to_us():
+        with termination_waits(), children_leave_interrupts_to_us():  # map starts them
             return pool.map(function, items)
 
     try:

@@ -18,6 +18,7 @@ from lsplat_ns.evaluation.pages import embedded, number, read_picture, sortable,
 from lsplat_ns.evaluation.plots import difference_histogram
 from lsplat_ns.evaluation.protocol import OURS
 from lsplat_ns.evaluation.results import PREDICTIONS, SETTINGS, SUMMARY, TRUTHS, EntryResult, read_json, read_results
+from lsplat_ns.wording import counted
 
 IMAGE_METRICS = ("psnr", "ssim", "lpips", "dists")
 NORMAL_95 = 1.96
@@ -113,10 +114,11 @@ def _warnings(
     ]
     for name, summary in zip("AB", summaries, strict=True):
         if not summary["complete"]:
-            found.append(f"{name} is partial: {summary['entries']} of {summary['listed']['entries']} entries.")
+            listed = counted(summary["listed"]["entries"], "entry", "entries")
+            found.append(f"{name} is partial: {summary['entries']} of {listed}.")
     alone = len(first.keys() ^ second.keys())
     if alone:
-        found.append(f"Left out because only one of the two evaluated them: {alone} of {len(first | second)} entries.")
+        found.append(f"Evaluated by only one of the two and left out: {alone} of {len(first | second)} entries.")
     return found
 
 

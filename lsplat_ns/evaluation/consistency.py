@@ -29,6 +29,7 @@ from torch.nn import functional
 from lsplat_ns.errors import MissingExtra, SceneDataError, ShapeMismatch
 from lsplat_ns.geometry.rays import MIN_BASELINE, pixel_centers, pixel_size_at_unit_depth, project, world_rays
 from lsplat_ns.scene import Cameras
+from lsplat_ns.wording import counted
 
 LONGEST_SIDE = 128
 """Images are reduced to this many pixels; the score would otherwise depend on their size."""
@@ -79,7 +80,8 @@ def consistency(images: Tensor, cameras: Cameras) -> Consistency:
     if images.ndim != 4 or images.shape[1] != 3 or cameras.near.shape != (1, count):
         raise ShapeMismatch("images", f"[{cameras.near.shape[-1]}, 3, height, width]", images.shape)
     if count < 3:
-        raise SceneDataError(f"consistency compares neighbouring views by a third one, but there are {count}")
+        there = counted(count, "view is there", "views are there")
+        raise SceneDataError(f"consistency compares neighbouring views by a third one, but {there}")
     images = _reduced(images.float())
     cameras = cameras.to(images.device)
     pairs = tuple((i, i + 1) for i in range(count - 1))

@@ -12,6 +12,7 @@ import numpy as np
 
 from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.evaluation.metrics import METRICS
+from lsplat_ns.wording import counted
 
 JPEG_QUALITY = 88
 
@@ -31,6 +32,7 @@ def write_page(template: str, path: Path, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["counted"] = counted
     text = environment.get_template(template).render(**values)
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -125,7 +125,8 @@ def _measured(summary: dict[str, Any]) -> dict[str, float]:
 
 def _facts(summary: dict[str, Any], context: ReportContext) -> list[tuple[str, str]]:
     copied = summary["targets_that_are_context_views"]
-    targets = f"{summary['targets']}" + (f", of which {copied} are context views" if copied else "")
+    copies = counted(copied, "is a context view", "are context views")
+    targets = f"{summary['targets']}" + (f", of which {copies}" if copied else "")
     scenes = len(summary["scenes"])
     return [
         *context.facts,

@@ -108,7 +108,7 @@ def generate_into(
         folder.write_given(task)
         before = len(StoredFrames(folder, task.frames))
         if before:
-            say(f"{before} of {len(task.frames)} frames {'is' if before == 1 else 'are'} there already")
+            say(f"{before} of {counted(len(task.frames), 'frame')} {'is' if before == 1 else 'are'} there already")
         try:
             with _progress_bar(device) as on_step:
                 generate_frames(model, task, folder, options, device=device, on_step=on_step, say=say)

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +284,48 @@ def test_ctrl_c_leaves_nothing_half_written(
     before = sorted(dataset.rglob("*"))
     assert run_command(monkeypatch, "index", dataset, "--evaluation") == 130
     assert sorted(dataset.rglob("*")) == before
+
+
+ENDED = """
+import os, sys, time
+from pathlib import Path
+from rich.progress import Progress
+from lsplat_ns import interrupts
+from lsplat_ns.data import evaluation_index
+from lsplat_ns.data.evaluation_rule import EvaluationIndexConfig
+if __name__ == "__main__":
+    interrupts.note_interrupts()
+    data, during, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    evaluation_index.WORTH_PROCESSES, os.cpu_count = 1, lambda: workers
+    owner, name = {"drawing": (Progress, "advance"), "writing": (Path, "write_text")}[during]
+    work = getattr(owner, name)
+    def work_and_stay(*args, **options):
+        work(*args, **options)
+        print(during, flush=True)
+        time.sleep(60)
+    setattr(owner, name, work_and_stay)
+    evaluation_index.write_evaluation_index(data, "test", EvaluationIndexConfig(gap=(4, 9)))
+"""
+
+
+@pytest.mark.parametrize(("during", "workers"), [("drawing", 2), ("writing", 1)])
+def test_sigterm_leaves_neither_a_file_nor_a_process_behind(during: str, workers: int, tmp_path: Path) -> None:
+    chunks = {f"{i}.torch": [stored_scene(f"s{i}", frames=30, step=0.02)] for i in range(4)}
+    dataset = write_chunks(tmp_path / "d", chunks, "test")
+    before = sorted(dataset.rglob("*"))
+    (tmp_path / "ended.py").write_text(ENDED)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "ended.py", dataset, during, str(workers)],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline().split() == [during.encode()]
+        process.terminate()
+        process.terminate()  # as timeout(1) does
+        process.communicate(timeout=30)  # until nobody has its output any more, so no worker either
+        assert process.returncode == 143
+        assert sorted(dataset.rglob("*")) == before
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -118,7 +118,7 @@ def test_views_with_nothing_in_common_have_no_score(rooms: tuple[Tensor, Cameras
 
 def test_bad_input_is_refused(rooms: tuple[Tensor, Cameras]) -> None:
     images, cameras = rooms
-    with pytest.raises(SceneDataError, match="there are 2"):
+    with pytest.raises(SceneDataError, match="2 views are there"):
         consistency(images[:2], cameras.select([0, 1]))
     with pytest.raises(ShapeMismatch):
         consistency(images[:3], cameras)

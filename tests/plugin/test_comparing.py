@@ -86,7 +86,7 @@ def test_what_makes_numbers_differ_is_said(compared: tuple[Path, Comparison], tm
         "Precision differs: float32 in A, mixed in B.",
         "Draws differs: 1 in A, 3 in B.",
         "B is partial: 4 of 5 entries.",
-        "Left out because only one of the two evaluated them: 1 of 4 entries.",
+        "Evaluated by only one of the two and left out: 1 of 4 entries.",
     ]
     assert len(found.pairs) == 3 and all(not one.differences.any() for one in found.differences)
 

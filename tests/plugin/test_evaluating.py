@@ -21,6 +21,7 @@ from PIL import Image
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.evaluation.illustration import depth_picture, difference_picture, uncertainty_picture
 from lsplat_ns.evaluation.image_folders import scene_folder_name
+from lsplat_ns.evaluation.report import ReportContext, write_report
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
 from lsplat_ns.plugin.evaluation_pictures import Illustrator
@@ -131,6 +132,22 @@ def test_the_report_opens_from_disk_with_published_rows_apart_and_sorts_and_find
         assert values == sorted(values)
         page.get_by_label("Find a scene").fill("<B>")
         assert texts(page, rows) == [NASTY]
+
+
+def test_the_report_speaks_of_one_and_of_several(evaluated: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(evaluated, tmp_path / "evaluation")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary |= {"complete": False, "entries": 1, "targets_that_are_context_views": 1}
+
+    def page(scenes: int, listed: int) -> str:
+        values = next(iter(summary["scenes"].values()))
+        counts = {"listed": {"entries": listed, "scenes": scenes}, "scenes": {f"s{i}": values for i in range(scenes)}}
+        return write_report(folder, summary | counts, ReportContext("Evaluation", "ours", "rooms", ())).read_text()
+
+    one, several = page(1, 1), page(4, 5)
+    assert "of which 1 is a context view<" in one
+    assert "interrupted: 1 of 1 entry." in one and "interrupted: 1 of 5 entries." in several
+    assert "evenly spread" not in one and "3 of 4 scenes, evenly spread" in several
 
 
 @pytest.mark.browser

@@ -20,6 +20,7 @@ import pytest
 from browser_tour import PATIENCE, Film, Visit
 from conftest import BIN, Run
 from PIL import Image
+from ports import free_port
 from untrained_runs import write_untrained_mvldm
 from viser_tab import without_lost_pings
 
@@ -33,12 +34,6 @@ FLAGS = [
     "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist",
 ]  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -25,6 +25,7 @@ import yaml
 from conftest import BIN, call
 from demo_captures import photo
 from PIL import Image
+from ports import free_port
 from shown_run import Shown
 from untrained_runs import write_untrained_mvldm
 from viser_tab import PATIENCE, Tab, without_lost_pings
@@ -717,12 +718,6 @@ def wait_for_port(port: int, process: subprocess.Popen) -> None:
                 return
         time.sleep(0.2)
     raise AssertionError("no viewer came up")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_a_moving_camera_gets_five_pictures_a_second_and_never_a_stamp(shown: Shown, tab: Tab) -> None:
