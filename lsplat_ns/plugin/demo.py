@@ -16,10 +16,10 @@ from rich.progress import track
 
 from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
 from lsplat_ns.checkpoints.mvldm_runs import CONFIG as MVLDM_CONFIG
-from lsplat_ns.checkpoints.mvldm_runs import network_from_plain, write_mvldm
+from lsplat_ns.checkpoints.mvldm_runs import IMAGE_SIZE, network_from_plain, write_mvldm
 from lsplat_ns.data.video import write_video
 from lsplat_ns.errors import ConfigError, MissingWeights
-from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, demo_trainer
+from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, SIDE, demo_trainer
 from lsplat_ns.plugin.runs import PROVENANCE, RunFolderConfig, write_run
 from lsplat_ns.plugin.taking_away import bytes_of, fly_through_cameras
 from lsplat_ns.plugin.train_demo import scenes_in
@@ -110,6 +110,7 @@ def generator_run(folder: Path) -> Path:
         MissingWeights: If the wheel ships none.
     """
     weights, provenance = read_demo_weights(demo_weights_path(METHODS["mvldm"]))
+    provenance = {**provenance, IMAGE_SIZE: [SIDE, SIDE]}
     folder = folder.expanduser().resolve()
     if not _holds(folder, provenance, MVLDM_CONFIG):
         _clear(folder)
