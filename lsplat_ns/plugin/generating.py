@@ -25,6 +25,8 @@ from lsplat_ns.plugin.generation_tasks import GenerationTask
 from lsplat_ns.wording import counted
 
 PUBLISHED_SIZE = (256, 256)
+QUICK_SOLVER, QUICK_STEPS = "dpm-solver++", 12
+"""What takes a CPU a sixth of the published sampling's time."""
 OnStep = Callable[[GenerationProgress], None]
 
 
