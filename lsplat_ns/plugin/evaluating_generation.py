@@ -163,7 +163,7 @@ def evaluate_generation(command: Evaluate) -> dict[str, Any]:
         if not any(found.values()):
             raise
     if not any(found.values()):
-        raise LsplatError(f"no scene of the evaluation index could be evaluated: {next(iter(skipped.values()))}")
+        raise LsplatError(f"no scene of the evaluation index could be evaluated: {[*skipped.values()][-1]}")
     summary = {
         "complete": complete,
         "command": _in_words(command),
