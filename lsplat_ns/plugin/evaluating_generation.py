@@ -11,6 +11,7 @@ from-1/SCENE/scores.json      the numbers of that scene
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -76,10 +77,13 @@ class GenerationEvaluation:
     counts: tuple[int, ...]  # given views; all scenes are done with each
     frames: int  # to generate per scene
     options: GenerationOptions
+    scale: float | None = None  # on camera positions; None: the first two context views are 1 apart, as in training
 
     def __post_init__(self) -> None:
         if not self.counts or len(set(self.counts)) < len(self.counts) or min(self.counts) < 1:
             raise ConfigError("--given takes different numbers of views, each 1 or more")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
+            raise ConfigError(f"--scale takes a positive factor on camera positions, not {self.scale:g}")
         if self.frames < 2:
             raise ConfigError(f"--frames takes 2 or more, not {self.frames}")
         for count in self.counts:
@@ -105,7 +109,7 @@ class GenerationEvaluation:
             raise SceneDataError(f"scene {entry.scene} has too few frames to generate between its context views")
         frames = tuple(between[place] for place in spread_out(len(between), self.frames))
         given, video = choice.context[:count], self.data.read_scene(entry.scene)
-        scale = network_scale(video, given, PreparationConfig(size))
+        scale = self.scale or network_scale(video, choice.context[:2], PreparationConfig(size))
         context, truth = (read_views(video, chosen, size, scale) for chosen in (given, frames))
         return GenerationTask(entry.scene, context, truth.cameras, frames, scale), truth
 
@@ -118,6 +122,7 @@ class GenerationEvaluation:
             "index": self.data.index,
             "image_size": list(self.data.size),
             "frames": self.frames,
+            "scale": self.scale,
             **asdict(self.options.plan),
             **{("solver" if name == "kind" else name): v for name, v in asdict(self.options.sampling.solver).items()},
             "guidance": self.options.sampling.guidance,
@@ -145,10 +150,11 @@ def evaluate_generation(command: Evaluate) -> dict[str, Any]:
     run, output, wanted = run_folder(command.run_folder), command.output, command.generation
     sampling = SamplingConfig(SolverConfig(wanted.solver, wanted.steps), wanted.guidance, command.seed)
     scenes = _one_entry_each(_indexed(run, command), command.most_entries)
-    evaluation = GenerationEvaluation(run, scenes, wanted.given, wanted.frames, GenerationOptions(sampling=sampling))
+    options = GenerationOptions(sampling=sampling)
+    evaluation = GenerationEvaluation(run, scenes, wanted.given, wanted.frames, options, wanted.scale)
     folder = EvaluationFolder(output, evaluation.settings())
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_generator(run, device, evaluation.options)
+    model = load_generator(run, device, options)
     found: dict[int, dict[str, SceneScores]] = {count: {} for count in evaluation.counts}
     skipped, complete = dict(scenes.left_out), False
     try:

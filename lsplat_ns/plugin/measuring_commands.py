@@ -23,6 +23,9 @@ class ScoredGeneration:
     """MV-LDM: steps of the solver per group of views."""
     guidance: float = 3.0
     """MV-LDM: strength of classifier-free guidance; 1 is none."""
+    scale: Optional[float] = None
+    """MV-LDM: factor on camera positions; by default 1 / the distance of an entry's first two context views, as in
+    training, also where one view is given (the original then takes 1)."""
 
 
 @dataclass

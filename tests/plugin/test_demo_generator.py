@@ -72,7 +72,7 @@ def test_held_out_scenes_score_what_the_package_says(
 ) -> None:
     settings = scores["settings"]
     generation = ScoredGeneration(
-        given=(1,), **{name: settings[name] for name in ("frames", "solver", "steps", "guidance")}
+        given=(1,), **{name: settings[name] for name in ("frames", "solver", "steps", "guidance", "scale")}
     )
     summary = evaluate_generation(
         Evaluate(run, tmp_path / "scores", data=unseen_rooms, seed=settings["seed"], generation=generation)

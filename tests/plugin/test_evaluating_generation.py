@@ -69,6 +69,18 @@ def test_scores_are_those_of_the_stored_views_against_the_scene(evaluated: Path,
         assert (stored / "contact_sheet.png").is_file() and (stored / "transforms.json").is_file()
 
 
+def test_cameras_are_in_the_units_of_training_whatever_is_given(evaluated: Path, folder: Path, tmp_path: Path) -> None:
+    def scale(scores: Path, count: int) -> float:
+        return json.loads((scores / f"from-{count}" / "late" / "generation.json").read_text())["request"]["scale"]
+
+    centres = indexed_scenes(folder / "data").read_scene("late").world_from_camera[[0, 4], :3, 3]
+    expected = 1 / float((centres[1] - centres[0]).norm())
+    assert scale(evaluated, 1) == pytest.approx(expected) == scale(evaluated, 2) != 1
+    wanted = command(folder, tmp_path / "scores", replace(QUICK, given=(1,), scale=1.0), most_entries=4)
+    evaluate_generation(wanted)
+    assert scale(tmp_path / "scores", 1) == 1
+
+
 def test_every_scene_counts_once_and_what_is_left_out_is_named(evaluated: Path, summary: dict) -> None:
     assert all(set(found["scenes"]) == {"late", NASTY} for found in summary["given"].values())
     assert (evaluated / "from-2" / scene_folder_name(NASTY) / "scores.json").is_file()
@@ -123,6 +135,7 @@ def test_a_second_call_generates_nothing(folder: Path, evaluated: Path, monkeypa
         ({"generation": ScoredGeneration(given=(1, 1))}, "different numbers"),
         ({"generation": ScoredGeneration(given=(0,))}, "each 1 or more"),
         ({"generation": ScoredGeneration(given=(4,))}, "4 given views leave no room"),
+        ({"generation": ScoredGeneration(scale=0.0)}, "positive factor"),
         ({"generation": ScoredGeneration(frames=1)}, "2 or more, not 1"),
         ({"generation": ScoredGeneration(steps=0)}, "1 to 1000 steps"),
         ({"generation": ScoredGeneration(given=(3,))}, "not 3; lower --given"),
