@@ -27,7 +27,8 @@ class Demo:
     render: Optional[Path] = None
     """Render a fly-through into this mp4 and exit, instead of opening the viewer."""
     picture: Optional[Path] = None
-    """Draw photos, a novel view, depth and uncertainty into this PNG and exit."""
+    """Draw photos, a novel view, depth, uncertainty and, where the package has a generator, a generated view into this
+    PNG and exit."""
     port: int = 7007
     """Port of the viewer."""
     scene: Optional[str] = None

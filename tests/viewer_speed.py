@@ -82,6 +82,7 @@ def while_generating(shown: Shown, tab: Tab, mvldm: Path) -> list[str]:
     tab.click("Cancel generation")
     tab.wait(lambda: not panel.work.busy, "the end")
     rows.append(f"generation cancelled after {time.perf_counter() - started:.2f} s")
+    tab.set("Solver", "ddim")
     tab.set("Steps", 70)
     started = time.perf_counter()
     tab.click("Generate")

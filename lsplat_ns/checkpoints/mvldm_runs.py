@@ -18,6 +18,8 @@ from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
 
 CONFIG, WEIGHTS, PROVENANCE = "mvldm.json", "mvldm.safetensors", "provenance.json"
+IMAGE_SIZE = "image_size"
+"""What provenance.json notes of a run that nerfstudio did not train: the [height, width] that it was trained at."""
 FORMAT = 1
 
 T = TypeVar("T")
@@ -110,6 +112,11 @@ def load_mvldm(run: Path, device: torch.device | str = "cpu") -> MultiViewDiffus
     return model.eval()
 
 
+def is_mvldm_run(run: Path) -> bool:
+    """Whether a folder, or that of a file in it, is a run of MV-LDM."""
+    return ((run.parent if run.is_file() else run) / CONFIG).is_file()
+
+
 def read_mvldm_config(run: Path) -> MultiViewDiffusionConfig:
     """The network of a run. Raises as :func:`load_mvldm`."""
     path = run / CONFIG
@@ -123,6 +130,15 @@ def read_mvldm_config(run: Path) -> MultiViewDiffusionConfig:
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else error
         raise CheckpointMismatch(f"{path} cannot be read: {reason}") from None
+
+
+def noted_image_size(run: Path) -> tuple[int, int] | None:
+    """The (height, width) that the provenance of a run notes; None where it notes none."""
+    try:
+        height, width = (int(side) for side in json.loads((run / PROVENANCE).read_text())[IMAGE_SIZE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return height, width
 
 
 def network_from_plain(values: Mapping[str, Any]) -> MultiViewDiffusionConfig:

@@ -16,10 +16,16 @@ from rich.progress import track
 
 from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
 from lsplat_ns.checkpoints.mvldm_runs import CONFIG as MVLDM_CONFIG
-from lsplat_ns.checkpoints.mvldm_runs import network_from_plain, write_mvldm
+from lsplat_ns.checkpoints.mvldm_runs import IMAGE_SIZE, network_from_plain, write_mvldm
 from lsplat_ns.data.video import write_video
+from lsplat_ns.diffusion.sampler import SamplingConfig, generate
+from lsplat_ns.diffusion.schedule import SolverConfig
+from lsplat_ns.diffusion.view_plan import plan_views
 from lsplat_ns.errors import ConfigError, MissingWeights
-from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, demo_trainer
+from lsplat_ns.geometry.conventions import opencv_from_opengl
+from lsplat_ns.geometry.trajectories import poses_between
+from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, SIDE, demo_trainer
+from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS, GenerationOptions, load_generator
 from lsplat_ns.plugin.runs import PROVENANCE, RunFolderConfig, write_run
 from lsplat_ns.plugin.taking_away import bytes_of, fly_through_cameras
 from lsplat_ns.plugin.train_demo import scenes_in
@@ -35,6 +41,8 @@ NO_GENERATOR = (
 )
 STRIP_STEPS = 8
 """Steps of the round trip of which one is drawn in a strip."""
+BEYOND = 0.5
+"""How far beyond the second photo the generated view of a strip is, as a fraction of the photos' distance."""
 
 
 def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int, scene: str | None) -> None:
@@ -62,7 +70,7 @@ def run_demo(folder: Path, render: Path | None, picture: Path | None, port: int,
             CONSOLE.print(f"[yellow]{NO_GENERATOR}")
     run = prediction_run(folder / METHODS["latentsplat"], scenes, generator)
     if picture is not None:
-        draw_strip(run, picture, scene)
+        draw_strip(run, picture, scene, generator)
     if render is not None:
         render_fly_through(run, render, scene)
     if viewing:
@@ -110,6 +118,7 @@ def generator_run(folder: Path) -> Path:
         MissingWeights: If the wheel ships none.
     """
     weights, provenance = read_demo_weights(demo_weights_path(METHODS["mvldm"]))
+    provenance = {**provenance, IMAGE_SIZE: [SIDE, SIDE]}
     folder = folder.expanduser().resolve()
     if not _holds(folder, provenance, MVLDM_CONFIG):
         _clear(folder)
@@ -160,13 +169,16 @@ def render_fly_through(run: Path, video: Path, scene: str | None = None) -> None
     CONSOLE.print(f"Wrote {video}: {written} frames of scene {pipeline.datamanager.scene.name}")
 
 
-def draw_strip(run: Path, file: Path, scene: str | None = None) -> None:
+def draw_strip(run: Path, file: Path, scene: str | None = None, generator: Path | None = None) -> None:
     """Draw the context views of a scene and, from half-way between them, the decoded view, depth and uncertainty.
+
+    Where there is a generator, also what it generates beyond the second context view.
 
     Args:
         run: The run's config.yml.
         file: File to write, a PNG.
         scene: Scene id or number; by default the run's active scene.
+        generator: Run of MV-LDM.
     """
     from lsplat_ns.evaluation.figures import save_figure, strip_figure
     from lsplat_ns.evaluation.illustration import depth_picture, uncertainty_picture
@@ -184,8 +196,28 @@ def draw_strip(run: Path, file: Path, scene: str | None = None) -> None:
         "depth": depth_picture(depth, np.log(np.quantile(depth, (0.02, 0.98)).clip(1e-6))),
         "uncertainty (dark: unsure)": uncertainty_picture(uncertainty, np.quantile(uncertainty, (0.02, 0.98))),
     }
+    if generator is not None:
+        pictures["generated, beyond photo 2"] = bytes_of(_generated_beyond(pipeline, generator))
     save_figure(strip_figure(pictures), file)
     CONSOLE.print(f"Wrote {file}: scene {pipeline.datamanager.scene.name}")
+
+
+def _generated_beyond(pipeline: LatentSplatPipeline, generator: Path) -> torch.Tensor:
+    """What MV-LDM generates of the active scene farther on than its second photo: [height, width, 3] in [0, 1]."""
+    from lsplat_ns.plugin.scene_generation import generation_task
+
+    photos = opencv_from_opengl(pipeline.datamanager.train_dataset.cameras.camera_to_worlds)
+    task = generation_task(
+        pipeline.datamanager.scene, poses_between(photos[0], photos[-1], torch.tensor([1 + BEYOND])), generator
+    )
+    options = GenerationOptions(sampling=SamplingConfig(SolverConfig(QUICK_SOLVER, QUICK_STEPS)))
+    device = pipeline.device
+    model = load_generator(generator, str(device), options)
+    plan = plan_views(task.given, task.frames, options.plan)
+    groups = generate(model, task.context.to(device), task.cameras.to(device), task.frames, plan, options.sampling)
+    with CONSOLE.status("Generating a view"):
+        (group,) = groups
+    return group.images[0].permute(1, 2, 0)
 
 
 def _opened(run: Path, scene: str | None) -> LatentSplatPipeline:

@@ -1,28 +1,50 @@
 """Those commands of ``lsplat`` that measure: quality, and speed. Networks and nerfstudio load only when one runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, Optional, Tuple
+from typing import Annotated, Literal, Optional, Tuple
 
 import tyro
+
+from lsplat_ns.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ScoredGeneration:
+    """What is generated of each scene, and how, where the run is one of MV-LDM."""
+
+    given: Tuple[int, ...] = (1, 2)
+    """MV-LDM: numbers of given views, the first ones of a scene's entry; each is evaluated by itself."""
+    frames: int = 8
+    """MV-LDM: views to generate per scene, spread over the path of its entry."""
+    solver: Literal["ddim", "dpm-solver++", "unipc"] = "dpm-solver++"
+    """MV-LDM: ddim is the published one, and needs 70 steps."""
+    steps: int = 12
+    """MV-LDM: steps of the solver per group of views."""
+    guidance: float = 3.0
+    """MV-LDM: strength of classifier-free guidance; 1 is none."""
+    scale: Optional[float] = None
+    """MV-LDM: factor on camera positions; by default 1 / the distance of an entry's first two context views, as in
+    training, also where one view is given (the original then takes 1)."""
 
 
 @dataclass
 class Evaluate:
-    """Score a run over an evaluation index as published, and write numbers, pictures and an HTML report.
+    """Score a run over an evaluation index, and write numbers and pictures.
 
-    Results are written scene by scene; after Ctrl-C the same command goes on. Metrics whose weights are not on this
-    machine are named and left out.
+    A run of latentSplat is scored as published, with an HTML report. A run of MV-LDM generates views of every scene,
+    which are compared with the true ones and with each other. Results are written scene by scene; after Ctrl-C the same
+    command goes on. Metrics whose weights are not on this machine are named and left out.
     """
 
     run_folder: tyro.conf.Positional[Path]
     """Run folder, or its config.yml."""
     output: Path
-    """Folder for the report (index.html), summary.json, results.jsonl and images/."""
+    """Folder for summary.json and pictures; and for the report (index.html) and results.jsonl of latentSplat."""
     index: Optional[Path] = None
     """Evaluation index (JSON); by default the one that belongs to the data."""
     data: Optional[Path] = None
-    """Dataset to evaluate on; by default the run's."""
+    """Dataset to evaluate on; by default the run's, but MV-LDM wants it stated."""
     sample: int = 1
     """Draws of everything random per entry, over which metrics are averaged; the papers draw once. 0 takes modes."""
     seed: int = 0
@@ -32,12 +54,19 @@ class Evaluate:
     video: Tuple[Literal["interpolation", "wobble", "fly-through"], ...] = ()
     """Camera paths of the original's validation to film in the illustrated scenes."""
     most_entries: Optional[int] = None
-    """Evaluate at most this many entries, evenly spread."""
+    """Evaluate at most this many entries (scenes, of MV-LDM), evenly spread."""
     fid: bool = True
     """Measure FID and KID, too, where Inception's weights are on this machine."""
+    generation: Annotated[ScoredGeneration, tyro.conf.arg(name="")] = field(default_factory=ScoredGeneration)
+    """Options for runs of MV-LDM."""
 
     def run(self) -> int:
-        """Evaluate, print the table and say where the report is."""
+        """Evaluate, print the table and say where the results are."""
+        from lsplat_ns.checkpoints.mvldm_runs import is_mvldm_run
+
+        if is_mvldm_run(self.run_folder):
+            return self._evaluate_generation()
+        self._refuse_changed(self.generation, "MV-LDM")
         from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
 
         options = EvaluationOptions(
@@ -52,6 +81,19 @@ class Evaluate:
         )
         evaluate_run(self.run_folder, self.output, options)
         return 0
+
+    def _evaluate_generation(self) -> int:
+        self._refuse_changed(self, "latentSplat", ("sample", "illustrated", "video", "fid"))
+        from lsplat_ns.plugin.evaluating_generation import evaluate_generation
+
+        evaluate_generation(self)
+        return 0
+
+    def _refuse_changed(self, options: object, system: str, names: Optional[Tuple[str, ...]] = None) -> None:
+        """Raise ConfigError where an option is stated that another system's runs have."""
+        for option in fields(options):
+            if (names is None or option.name in names) and getattr(options, option.name) != option.default:
+                raise ConfigError(f"--{option.name} is for runs of {system}, which {self.run_folder} is not")
 
 
 @dataclass

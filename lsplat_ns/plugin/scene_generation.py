@@ -22,7 +22,7 @@ import yaml
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from torch import Tensor
 
-from lsplat_ns.checkpoints.mvldm_runs import WEIGHTS, load_mvldm
+from lsplat_ns.checkpoints.mvldm_runs import WEIGHTS, load_mvldm, noted_image_size
 from lsplat_ns.data.batches import PreparationConfig, network_scale, read_views
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.diffusion.sampler import GenerationProgress
@@ -197,10 +197,10 @@ _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
 def _trained_size(run: Path) -> tuple[int, int]:
-    """The (height, width) that a run of MV-LDM was trained at; the published size where no config.yml tells."""
+    """The (height, width) that a run was trained at; the published size where neither config.yml nor a note tells."""
     path = run / "config.yml"
     if not path.is_file():
-        return PUBLISHED_SIZE
+        return noted_image_size(run) or PUBLISHED_SIZE
     try:
         config = yaml.load(path.read_text(), Loader=_PlainLoader)
         height, width = (int(side) for side in config["pipeline"]["datamanager"]["preparation"]["image_size"])

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from lsplat_ns.checkpoints import demo_weights
 from lsplat_ns.errors import CheckpointMismatch, LsplatError, MissingWeights
+from lsplat_ns.plugin import demo
 from lsplat_ns.plugin import train_demo as training
 from lsplat_ns.plugin.demo import draw_strip, generator_run, prediction_run
 from lsplat_ns.plugin.demo_recipes import HELD_OUT_SCENES, METHODS, SHOWN_SCENES, TRAINING_SCENES, demo_trainer
@@ -88,14 +89,22 @@ def test_the_prediction_is_well_above_what_needs_no_network() -> None:
     assert between["prediction"] >= yardstick + 4
 
 
-def test_the_strip_shows_photos_view_depth_and_uncertainty(run: Path, tmp_path: Path) -> None:
+def test_the_strip_shows_photos_view_depth_and_uncertainty_and_what_a_generator_makes(
+    run: Path, tmp_path: Path, mvldm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from PIL import Image
 
-    draw_strip(run / "config.yml", tmp_path / "strip.png")
-    with Image.open(tmp_path / "strip.png") as strip:
-        assert strip.width > 4 * strip.height
-        shipped = Image.open(demo_weights.FOLDER / "demo_strip.png")
-        assert abs(shipped.width - strip.width) <= 1
+    monkeypatch.setattr(demo, "QUICK_STEPS", 1)
+    widths = []
+    for generator in (None, mvldm):
+        draw_strip(run / "config.yml", tmp_path / "strip.png", generator=generator)
+        with Image.open(tmp_path / "strip.png") as strip:
+            widths.append(strip.width)
+            assert strip.width > 4 * strip.height
+    tile = widths[1] - widths[0]
+    assert widths[0] == pytest.approx(5 * tile, abs=tile / 10)
+    with Image.open(demo_weights.FOLDER / "demo_strip.png") as shipped:
+        assert abs(shipped.width - widths[(demo_weights.FOLDER / "mvldm-tiny.safetensors").is_file()]) <= 1
 
 
 def test_damaged_weights_are_named_in_one_line(

@@ -116,6 +116,18 @@ def test_the_viewer_offers_as_many_views_as_are_generated_at_once(
         generation_task(scene, poses_along(scene.nerfstudio_cameras((0, 3, 5)), 3), mvldm)
 
 
+@pytest.mark.parametrize(("device", "solver", "steps"), [("cuda", "ddim", 70), ("cpu", "dpm-solver++", 12)])
+def test_the_published_sampling_is_proposed_where_it_takes_no_minutes(device: str, solver: str, steps: int) -> None:
+    panel = MagicMock()
+    panel.model.active_scene, panel.model.config.generator = None, Path("a/run")
+    panel.model.device = torch.device(device)
+    GeneratePart(panel)
+    gui = panel.viewer.viser_server.gui
+    assert next(c for c in gui.add_number.mock_calls if c.args[:1] == ("Steps",)).args[1] == steps
+    assert next(c for c in gui.add_dropdown.mock_calls if c.args[:1] == ("Solver",)).kwargs["initial_value"] == solver
+    assert next(c for c in gui.add_text.mock_calls if c.args[:1] == ("MV-LDM run",)).args[1] == "a/run"
+
+
 @pytest.mark.parametrize(
     "notes",
     [{}, [1], [{"folder": "generated/x"}], [{"folder": "../elsewhere", "frames": [1]}],

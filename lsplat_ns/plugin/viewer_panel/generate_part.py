@@ -39,9 +39,11 @@ class GeneratePart:
     """Views that MV-LDM generates of what no photo shows, and the layers made of those that are accepted."""
 
     def __init__(self, panel: ViewerPanel) -> None:
+        from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS
         from lsplat_ns.plugin.scene_generation import MOST_VIEWS
 
         self.panel = panel
+        on_gpu = panel.model.device.type == "cuda"
         self._generator: Generator | None = None
         self._proposal: Proposal | None = None
         self._proposed: list[Any] = []  # a checkbox for each view
@@ -58,9 +60,11 @@ class GeneratePart:
             self._solver = gui.add_dropdown(
                 "Solver",
                 ("ddim", "dpm-solver++", "unipc"),
+                initial_value="ddim" if on_gpu else QUICK_SOLVER,
                 hint="ddim is as published; others take 10 to 25 steps",
             )
-            self._steps = gui.add_number("Steps", 70, min=1, max=1000, step=1, hint="70 is the published number")
+            steps, hint = 70 if on_gpu else QUICK_STEPS, "70 of ddim is the published number"
+            self._steps = gui.add_number("Steps", steps, min=1, max=1000, step=1, hint=hint)
             self._guidance = gui.add_slider("Guidance", 0.0, 10.0, 0.5, 3.0, hint="1 is none, and takes half the time")
             self._seed = gui.add_number("Noise seed", 0, min=0, step=1)
             self._begin = gui.add_button("Generate", hint="The scene can be looked at meanwhile")
