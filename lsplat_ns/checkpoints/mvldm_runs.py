@@ -19,6 +19,7 @@ from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
 
 CONFIG, WEIGHTS, PROVENANCE = "mvldm.json", "mvldm.safetensors", "provenance.json"
 IMAGE_SIZE = "image_size"
+GUIDANCE = "guidance"
 """What provenance.json notes of a run that nerfstudio did not train: the [height, width] that it was trained at."""
 FORMAT = 1
 
@@ -139,6 +140,14 @@ def noted_image_size(run: Path) -> tuple[int, int] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return height, width
+
+
+def noted_guidance(run: Path) -> float | None:
+    """The strength of guidance that the provenance of a run recommends; None where it notes none."""
+    try:
+        return float(json.loads((run / PROVENANCE).read_text())[GUIDANCE])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def network_from_plain(values: Mapping[str, Any]) -> MultiViewDiffusionConfig:

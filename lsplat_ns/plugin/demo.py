@@ -16,7 +16,7 @@ from rich.progress import track
 
 from lsplat_ns.checkpoints.demo_weights import demo_weights_path, read_demo_weights
 from lsplat_ns.checkpoints.mvldm_runs import CONFIG as MVLDM_CONFIG
-from lsplat_ns.checkpoints.mvldm_runs import IMAGE_SIZE, network_from_plain, write_mvldm
+from lsplat_ns.checkpoints.mvldm_runs import GUIDANCE, IMAGE_SIZE, network_from_plain, write_mvldm
 from lsplat_ns.data.video import write_video
 from lsplat_ns.diffusion.sampler import SamplingConfig, generate
 from lsplat_ns.diffusion.schedule import SolverConfig
@@ -24,8 +24,8 @@ from lsplat_ns.diffusion.view_plan import plan_views
 from lsplat_ns.errors import ConfigError, MissingWeights
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.geometry.trajectories import poses_between
-from lsplat_ns.plugin.demo_recipes import METHODS, SHOWN_SCENES, SIDE, demo_trainer
-from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS, GenerationOptions, load_generator
+from lsplat_ns.plugin.demo_recipes import DEMO_GUIDANCE, METHODS, SHOWN_SCENES, SIDE, demo_trainer
+from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS, GenerationOptions, guidance_of, load_generator
 from lsplat_ns.plugin.runs import PROVENANCE, RunFolderConfig, write_run
 from lsplat_ns.plugin.taking_away import bytes_of, fly_through_cameras
 from lsplat_ns.plugin.train_demo import scenes_in
@@ -118,7 +118,7 @@ def generator_run(folder: Path) -> Path:
         MissingWeights: If the wheel ships none.
     """
     weights, provenance = read_demo_weights(demo_weights_path(METHODS["mvldm"]))
-    provenance = {**provenance, IMAGE_SIZE: [SIDE, SIDE]}
+    provenance = {**provenance, IMAGE_SIZE: [SIDE, SIDE], GUIDANCE: DEMO_GUIDANCE}
     folder = folder.expanduser().resolve()
     if not _holds(folder, provenance, MVLDM_CONFIG):
         _clear(folder)
@@ -210,7 +210,8 @@ def _generated_beyond(pipeline: LatentSplatPipeline, generator: Path) -> torch.T
     task = generation_task(
         pipeline.datamanager.scene, poses_between(photos[0], photos[-1], torch.tensor([1 + BEYOND])), generator
     )
-    options = GenerationOptions(sampling=SamplingConfig(SolverConfig(QUICK_SOLVER, QUICK_STEPS)))
+    sampling = SamplingConfig(SolverConfig(QUICK_SOLVER, QUICK_STEPS), guidance_of(generator))
+    options = GenerationOptions(sampling=sampling)
     device = pipeline.device
     model = load_generator(generator, str(device), options)
     plan = plan_views(task.given, task.frames, options.plan)

@@ -26,6 +26,8 @@ STEPS: Dict[System, int] = {"latentsplat": 7_500, "mvldm": 12_000}
 """Training steps that are done by default."""
 SIDE = 128
 """Sides of their images in pixels."""
+DEMO_GUIDANCE = 1.5
+"""Guidance that suits mvldm-tiny: with the published 3, views are 0.4 dB farther from the true ones and agree less."""
 
 _ROOMS = MakeScenesConfig(output=Path(), kind="rooms", frames=30, size=(SIDE, SIDE))
 TRAINING_SCENES = replace(_ROOMS, scenes=641, test_scenes=1, seed=11)

@@ -52,6 +52,7 @@ from lsplat_ns.plugin.generating import (
     GenerationOptions,
     describe_request,
     generate_frames,
+    guidance_of,
     image_size_of,
     load_generator,
     run_folder,
@@ -148,7 +149,8 @@ def evaluate_generation(command: Evaluate) -> dict[str, Any]:
         KeyboardInterrupt: After a summary that says that it is partial, where any scene is done.
     """
     run, output, wanted = run_folder(command.run_folder), command.output, command.generation
-    sampling = SamplingConfig(SolverConfig(wanted.solver, wanted.steps), wanted.guidance, command.seed)
+    guidance = guidance_of(run, wanted.guidance)
+    sampling = SamplingConfig(SolverConfig(wanted.solver, wanted.steps), guidance, command.seed)
     scenes = _one_entry_each(_indexed(run, command), command.most_entries)
     options = GenerationOptions(sampling=sampling)
     evaluation = GenerationEvaluation(run, scenes, wanted.given, wanted.frames, options, wanted.scale)

@@ -15,7 +15,14 @@ from lsplat_ns.geometry.trajectories import PathConfig
 from lsplat_ns.plugin.generate_options import GenerateOptions
 from lsplat_ns.plugin.generated_folder import SHEET, TRANSFORMS, VIDEO
 from lsplat_ns.plugin.generated_scores import score_views
-from lsplat_ns.plugin.generating import GenerationOptions, check_size, generate_into, image_size_of, run_folder
+from lsplat_ns.plugin.generating import (
+    GenerationOptions,
+    check_size,
+    generate_into,
+    guidance_of,
+    image_size_of,
+    run_folder,
+)
 from lsplat_ns.plugin.generation_tasks import GenerationTask, PhotoRequest, SceneRequest, Trajectory
 from lsplat_ns.plugin.lifting_method import lift_folder
 from lsplat_ns.plugin.runs import StoredRun
@@ -33,7 +40,7 @@ def run_generate(command: GenerateOptions, size: tuple[int, int] | None) -> None
     check_size(run, size)
     options = GenerationOptions(
         ViewPlanConfig(command.sampling, command.num_anchors, command.views_per_group),
-        SamplingConfig(SolverConfig(command.solver, command.steps), command.guidance, command.seed),
+        SamplingConfig(SolverConfig(command.solver, command.steps), guidance_of(run, command.guidance), command.seed),
         command.acceleration,
     )
     lifted = None if command.lift is None else _check_lift(command, size)

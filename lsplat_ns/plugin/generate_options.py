@@ -53,8 +53,8 @@ class GenerateOptions:
     """ddim is the published one; the others need 10 to 25 steps."""
     steps: int = 70
     """Steps of the solver per group of views."""
-    guidance: float = 3.0
-    """Strength of classifier-free guidance; 1 is none."""
+    guidance: Optional[float] = None
+    """Strength of classifier-free guidance, 1 is none; by default the published 3, or what the run notes as better."""
     seed: int = 0
     """The same seed and options give the same views."""
     acceleration: Literal["off", "mixed", "compiled"] = "mixed"

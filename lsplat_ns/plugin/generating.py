@@ -13,7 +13,14 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lsplat_ns.checkpoints.mvldm_runs import CONFIG, WEIGHTS, load_mvldm, noted_image_size, read_mvldm_config
+from lsplat_ns.checkpoints.mvldm_runs import (
+    CONFIG,
+    WEIGHTS,
+    load_mvldm,
+    noted_guidance,
+    noted_image_size,
+    read_mvldm_config,
+)
 from lsplat_ns.checkpoints.upstream import sha256
 from lsplat_ns.diffusion.sampler import GenerationProgress, GroupSampler, SamplingConfig, generate
 from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
@@ -57,6 +64,14 @@ def image_size_of(run: Path) -> tuple[int, int]:
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"{path} tells no image size ({str(error).splitlines()[0]}); state it with --size") from None
     return height, width
+
+
+def guidance_of(run: Path | None, stated: float | None = None) -> float:
+    """The strength of guidance to generate with: the stated one, else what the run notes, else the published one."""
+    if stated is not None:
+        return stated
+    noted = None if run is None else noted_guidance(run)
+    return SamplingConfig().guidance if noted is None else noted
 
 
 def run_folder(checkpoint: Path) -> Path:

@@ -21,8 +21,9 @@ class ScoredGeneration:
     """MV-LDM: ddim is the published one, and needs 70 steps."""
     steps: int = 12
     """MV-LDM: steps of the solver per group of views."""
-    guidance: float = 3.0
-    """MV-LDM: strength of classifier-free guidance; 1 is none."""
+    guidance: Optional[float] = None
+    """MV-LDM: strength of classifier-free guidance, 1 is none; by default the published 3, or what the run notes as
+    better."""
     scale: Optional[float] = None
     """MV-LDM: factor on camera positions; by default 1 / the distance of an entry's first two context views, as in
     training, also where one view is given (the original then takes 1)."""

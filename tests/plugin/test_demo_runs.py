@@ -13,8 +13,8 @@ from lsplat_ns.checkpoints import demo_weights
 from lsplat_ns.checkpoints.mvldm_runs import load_mvldm
 from lsplat_ns.plugin import demo
 from lsplat_ns.plugin.demo import NO_GENERATOR, generator_run, prediction_run
-from lsplat_ns.plugin.demo_recipes import SIDE
-from lsplat_ns.plugin.generating import image_size_of
+from lsplat_ns.plugin.demo_recipes import DEMO_GUIDANCE, SIDE
+from lsplat_ns.plugin.generating import guidance_of, image_size_of
 from lsplat_ns.plugin.runs import StoredRun
 from lsplat_ns.plugin.scene_generation import _trained_size
 
@@ -36,6 +36,7 @@ def test_the_generator_is_made_once_and_knows_which_size_it_was_trained_at(asset
     weights, _ = demo_weights.read_demo_weights(assets / "mvldm-tiny.safetensors")
     assert all(torch.equal(weights[key], value) for key, value in load_mvldm(run).state_dict().items())
     assert image_size_of(run) == _trained_size(run) == (SIDE, SIDE)
+    assert (guidance_of(run), guidance_of(run, 2.5), guidance_of(assets)) == (DEMO_GUIDANCE, 2.5, 3.0)
     before = (run / "mvldm.json").stat().st_mtime_ns
     assert generator_run(tmp_path / "generator") == run and (run / "mvldm.json").stat().st_mtime_ns == before
 

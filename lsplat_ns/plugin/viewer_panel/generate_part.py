@@ -39,7 +39,7 @@ class GeneratePart:
     """Views that MV-LDM generates of what no photo shows, and the layers made of those that are accepted."""
 
     def __init__(self, panel: ViewerPanel) -> None:
-        from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS
+        from lsplat_ns.plugin.generating import QUICK_SOLVER, QUICK_STEPS, guidance_of
         from lsplat_ns.plugin.scene_generation import MOST_VIEWS
 
         self.panel = panel
@@ -65,7 +65,8 @@ class GeneratePart:
             )
             steps, hint = 70 if on_gpu else QUICK_STEPS, "70 of ddim is the published number"
             self._steps = gui.add_number("Steps", steps, min=1, max=1000, step=1, hint=hint)
-            self._guidance = gui.add_slider("Guidance", 0.0, 10.0, 0.5, 3.0, hint="1 is none, and takes half the time")
+            hint = "1 is none, and takes half the time; 3 is the published one"
+            self._guidance = gui.add_slider("Guidance", 0.0, 10.0, 0.5, guidance_of(run), hint=hint)
             self._seed = gui.add_number("Noise seed", 0, min=0, step=1)
             self._begin = gui.add_button("Generate", hint="The scene can be looked at meanwhile")
             self._progress = ProgressRow(gui, "Cancel generation")
