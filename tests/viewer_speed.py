@@ -12,7 +12,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -69,30 +70,29 @@ def milliseconds_of(work: Callable[[], object], repeats: int = 20) -> float:
     return statistics.median(times[3:])
 
 
-def while_generating(shown: Shown, tab: Tab, mvldm: Path) -> list[str]:
+def while_generating(shown: Shown, tab: Tab, mvldm: Path) -> Iterator[str]:
     """How it flies while MV-LDM works, how soon that is cancelled, and how long three views take."""
-    panel, rows = shown.pipeline.model.viewer_control, []
+    panel = shown.pipeline.model.viewer_control
     for label, value in (("MV-LDM run", str(mvldm)), ("Views", 3), ("Steps", 1000)):
         tab.set(label, value)
     tab.click("Generate")
     tab.wait(lambda: "s left" in tab.texts(), "the first steps", 300)
     rate, (height, width) = frame_rate(tab)
-    rows.append(f"moving, while views are generated: {rate:.1f} pictures/s of {width}x{height}")
+    yield f"moving, while views are generated: {rate:.1f} pictures/s of {width}x{height}"
     started = time.perf_counter()
     tab.click("Cancel generation")
     tab.wait(lambda: not panel.work.busy, "the end")
-    rows.append(f"generation cancelled after {time.perf_counter() - started:.2f} s")
+    yield f"generation cancelled after {time.perf_counter() - started:.2f} s"
     tab.set("Solver", "ddim")
     tab.set("Steps", 70)
     started = time.perf_counter()
     tab.click("Generate")
     tab.wait(lambda: tab.visible("Lift accepted views"), "generated views", 600)
-    rows.append(f"three views in 70 steps of ddim, with scores: {time.perf_counter() - started:.1f} s")
+    yield f"three views in 70 steps of ddim, with scores: {time.perf_counter() - started:.1f} s"
     started = time.perf_counter()
     tab.click("Lift accepted views")
     tab.wait(lambda: tab.visible("Undo last layer"), "a layer", 120)
-    rows.append(f"lifted in {time.perf_counter() - started:.2f} s")
-    return rows
+    yield f"lifted in {time.perf_counter() - started:.2f} s"
 
 
 def main() -> None:
@@ -109,36 +109,33 @@ def main() -> None:
         shown = Shown(rooms, Path(scratch) / "run", arguments.method)
         tab = Tab(shown.port, aspect=1.0)
         tab.wait(lambda: tab.has("Save scene") and tab.picture is not None, "a picture", 300)
-        for row in (*measured(shown, tab, arguments.method), *while_generating(shown, tab, mvldm)):
-            print(row, flush=True)
+        for row in chain(measured(shown, tab, arguments.method), while_generating(shown, tab, mvldm)):
+            print(row, flush=True)  # as it is measured: what fails later takes none with it
         tab.close()
         shown.close()
 
 
-def measured(shown: Shown, tab: Tab, method: str) -> list[str]:
+def measured(shown: Shown, tab: Tab, method: str) -> Iterator[str]:
     """The table's rows."""
     model = shown.pipeline.model
     device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     tab.set("Max res", LONGEST_SIDE)
     frame_rate(tab, 3)  # warms up
-    rows = [f"{method}, {device}, {model.prediction().shown.count:,} Gaussians, tab of {LONGEST_SIDE} px"]
+    yield f"{method}, {device}, {model.prediction().shown.count:,} Gaussians, tab of {LONGEST_SIDE} px"
     rate, (height, width) = frame_rate(tab)
-    rows.append(f"moving: {rate:.1f} pictures/s of {width}x{height}")
+    yield f"moving: {rate:.1f} pictures/s of {width}x{height}"
     time.sleep(2)
-    rows.append(f"at rest: {next(line for line in tab.texts().splitlines() if 'Gaussians' in line)}")
+    yield f"at rest: {next(line for line in tab.texts().splitlines() if 'Gaussians' in line)}"
     switches = seconds_to_switch(shown, tab)
-    rows.append(
-        f"scene switch to its first picture: median {statistics.median(switches):.2f} s, max {max(switches):.2f} s"
-    )
+    yield f"scene switch to its first picture: median {statistics.median(switches):.2f} s, max {max(switches):.2f} s"
     prediction, camera = model.prediction(), shown.pipeline.datamanager.train_dataset.cameras[0:1]
     camera.rescale_output_resolution(LONGEST_SIDE / float(camera.height[0]))
     camera = camera.to(model.device)
     with model.evaluating():
         for name, decode in (("splatted", False), ("decoded", True)):
             spent = milliseconds_of(lambda: model.view(prediction, camera, decode=decode))  # noqa: B023
-            rows.append(f"one view alone, {name}: {spent:.1f} ms")
-        rows.append(f"encoding alone: {milliseconds_of(lambda: model.predict(prediction.scene), 5):.0f} ms")
-    return rows
+            yield f"one view alone, {name}: {spent:.1f} ms"
+        yield f"encoding alone: {milliseconds_of(lambda: model.predict(prediction.scene), 5):.0f} ms"
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from lsplat_ns.checkpoints.upstream import sha256
 from lsplat_ns.data.batches import PreparationConfig, network_scale, read_views
 from lsplat_ns.diffusion.sampler import GenerationProgress, GroupSampler, SamplingConfig
 from lsplat_ns.diffusion.schedule import SolverConfig
-from lsplat_ns.diffusion.view_plan import plan_views
+from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import ConfigError, LsplatError, SceneDataError
 from lsplat_ns.evaluation.entries import Entry, IndexedScenes, spread_out
 from lsplat_ns.evaluation.generated_views import (
@@ -152,7 +152,7 @@ def evaluate_generation(command: Evaluate) -> dict[str, Any]:
     guidance = guidance_of(run, wanted.guidance)
     sampling = SamplingConfig(SolverConfig(wanted.solver, wanted.steps), guidance, command.seed)
     scenes = _one_entry_each(_indexed(run, command), command.most_entries)
-    options = GenerationOptions(sampling=sampling)
+    options = GenerationOptions(ViewPlanConfig(wanted.sampling), sampling)
     evaluation = GenerationEvaluation(run, scenes, wanted.given, wanted.frames, options, wanted.scale)
     folder = EvaluationFolder(output, evaluation.settings())
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,6 +17,8 @@ class ScoredGeneration:
     """MV-LDM: numbers of given views, the first ones of a scene's entry; each is evaluated by itself."""
     frames: int = 8
     """MV-LDM: views to generate per scene, spread over the path of its entry."""
+    sampling: Literal["anchored", "autoregressive"] = "anchored"
+    """MV-LDM: views spread over the path first and the rest around them, or all in order."""
     solver: Literal["ddim", "dpm-solver++", "unipc"] = "dpm-solver++"
     """MV-LDM: ddim is the published one, and needs 70 steps."""
     steps: int = 12

@@ -106,6 +106,7 @@ def main() -> None:
                 config = config_of(options, stage, folder)
                 launch(measure, count, config=config, device_type=config.machine.device_type)
                 rows.append((stage, count, json.loads((folder / "measured.json").read_text())))
+                print(*rows[-1], flush=True)
     print("\nstage  GPUs  ms/step  examples/s  speed-up  peak GB  waits for data  parameters")
     first = {stage: found["examples_per_second"] / count for stage, count, found in reversed(rows)}
     for stage, count, found in rows:

@@ -19,6 +19,7 @@ from lsplat_ns.plugin.demo import draw_strip, generator_run, prediction_run
 from lsplat_ns.plugin.demo_recipes import HELD_OUT_SCENES, METHODS, SHOWN_SCENES, TRAINING_SCENES, demo_trainer
 from lsplat_ns.plugin.evaluating import EvaluationOptions, evaluate_run
 from lsplat_ns.plugin.runs import StoredRun
+from lsplat_ns.plugin.trainer import LatentSplatTrainer
 
 ROOT = Path(__file__).parents[2]
 SCORES = json.loads((demo_weights.FOLDER / "demo_scores.json").read_text())
@@ -147,13 +148,34 @@ def test_train_demo_trains_writes_weights_and_goes_on(
     again, provenance = demo_weights.read_demo_weights(training.train_demo(system, tmp_path, 3))
     assert provenance["steps_done"] == 3
     assert any(not torch.equal(again[key], value) for key, value in weights.items())
+    started = weights_before_training(monkeypatch, system, tmp_path / "other", path)
+    trained = [key for key in started if system == "latentsplat" or key.startswith("autoencoder.")]
+    assert trained and all(torch.equal(started[key], again[key]) for key in trained)
+
+
+def weights_before_training(
+    monkeypatch: pytest.MonkeyPatch, system: str, folder: Path, initial: Path
+) -> dict[str, torch.Tensor]:
+    """What a training that starts from given weights begins with, in half precision."""
+    with monkeypatch.context() as patched:
+        patched.setattr(LatentSplatTrainer, "train", lambda self: None)
+        path = training.train_demo(system, folder, 1, initial)
+    weights, provenance = demo_weights.read_demo_weights(path)
+    assert provenance["initial_weights"]["steps_done"] == 3 and provenance["command"].endswith(initial.name)
+    return weights
+
+
+def test_weights_of_the_other_system_do_not_start_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "scenes_in", lambda folder, config: folder)
+    with pytest.raises(CheckpointMismatch, match="holds weights of latentsplat-tiny, not of mvldm-tiny"):
+        training.train_demo("mvldm", tmp_path, 2, WEIGHTS)
 
 
 def on_a_cpu(recipe):
     """The recipe with little work per step."""
 
-    def changed(steps: int):
-        config = recipe(steps)
+    def changed(steps: int, continued: object = None):
+        config = recipe(steps) if continued is None else recipe(steps, continued)
         config.machine.device_type = "cpu"
         datamanager = config.pipeline.datamanager
         datamanager.batch_size, datamanager.num_workers = 1, 0
@@ -166,8 +188,10 @@ def on_a_cpu(recipe):
 
 def test_the_schedule_of_the_demo_s_training_keeps_the_published_order() -> None:
     schedule = demo_trainer(1000).pipeline.model.schedule
-    assert [schedule.active_groups(step) for step in (0, 299, 300)] == [
+    assert [schedule.active_groups(step) for step in (0, 199, 200)] == [
         ("render_image",), ("render_image",), ("render_image", "combined")
     ]  # fmt: skip
     assert not schedule.adversarial.is_active(849) and schedule.adversarial.is_active(850)
+    continued = demo_trainer(1000, continued=True).pipeline.model.schedule
+    assert continued.active_groups(0) == ("render_image", "combined")
     assert METHODS == {"latentsplat": "latentsplat-tiny", "mvldm": "mvldm-tiny"}

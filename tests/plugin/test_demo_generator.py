@@ -15,11 +15,14 @@ from lsplat_ns.checkpoints.upstream import sha256
 from lsplat_ns.evaluation.generated_views import ANCHORS, GENERATED, NEAREST, TRUE
 from lsplat_ns.plugin.demo import generator_run
 from lsplat_ns.plugin.evaluating_generation import evaluate_generation
+from lsplat_ns.plugin.generating import guidance_of
 from lsplat_ns.plugin.measuring_commands import Evaluate, ScoredGeneration
 
 WEIGHTS = demo_weights.FOLDER / "mvldm-tiny.safetensors"
 SCORES_FILE = demo_weights.FOLDER / "demo_generator_scores.json"
 """The summary.json of ``lsplat evaluate``, as it is."""
+IN_ORDER_FILE = demo_weights.FOLDER / "demo_generator_scores_in_order.json"
+"""The same of views generated from two photos one after the other along the path."""
 README = (Path(__file__).parents[2] / "README.md").read_text()
 TOLERANCE_DB, TOLERANCE_CONSISTENCY = 0.1, 0.01
 """Kernels of other processors round differently."""
@@ -37,11 +40,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return generator_run(tmp_path_factory.mktemp("generator") / "run")
 
 
-def readme_rows(scores: dict) -> list[str]:
+@pytest.fixture(scope="module")
+def in_order() -> dict:
+    return json.loads(IN_ORDER_FILE.read_text())
+
+
+def readme_rows(scores: dict, in_order: dict) -> list[str]:
     """The rows of the README's table."""
     rows = []
-    for count, words in (("1", "one photo"), ("2", "two photos")):
-        found = scores["given"][count]
+    evaluated = ((scores, "1", "one photo"), (scores, "2", "two photos"), (in_order, "2", "two photos, in order"))
+    for summary, count, words in evaluated:
+        found = summary["given"][count]
         for what, label in ((GENERATED, f"generated from {words}"), (NEAREST, "nearest of them, unchanged")):
             means = [found["metrics"][which][what] for which in ("all", ANCHORS)]
             cells = [f"{mean['psnr']['mean']:.1f} / {mean['ssim']['mean']:.2f}" for mean in means]
@@ -60,10 +69,12 @@ def test_the_shipped_weights_are_small_and_tell_where_they_come_from() -> None:
     assert {"device", "seed", "data_seed", "training_scenes", "steps_done", "network"} <= provenance.keys()
 
 
-def test_the_scores_are_complete_and_of_these_weights(scores: dict, run: Path) -> None:
-    assert scores["complete"] and scores["listed"] == 20 and not scores["skipped"]
-    assert scores["settings"]["network_sha256"] == sha256(run / RUN_WEIGHTS)
-    assert set(scores["given"]) == {"1", "2"}
+def test_the_scores_are_complete_and_of_these_weights(scores: dict, in_order: dict, run: Path) -> None:
+    for summary in (scores, in_order):
+        assert summary["complete"] and summary["listed"] == 20 and not summary["skipped"]
+        assert summary["settings"]["network_sha256"] == sha256(run / RUN_WEIGHTS)
+        assert summary["settings"]["guidance"] == guidance_of(run)
+    assert set(scores["given"]) == {"1", "2"} and set(in_order["given"]) == {"2"}
 
 
 @pytest.mark.slow
@@ -91,13 +102,12 @@ def test_the_first_anchors_are_nearer_to_the_truth_than_the_nearest_given_view(s
     assert scored[GENERATED]["psnr"]["mean"] > scored[NEAREST]["psnr"]["mean"]
 
 
-@pytest.mark.parametrize("count", ["1", "2"])
-def test_generated_views_agree_within_twice_of_what_true_renders_do(scores: dict, count: str) -> None:
-    found = scores["given"][count]["consistency"]
-    assert found["ratio"] <= 2 and found[TRUE]["count"] == 20
+def test_generated_views_agree_within_twice_of_what_true_renders_do(scores: dict, in_order: dict) -> None:
+    for found in (scores["given"]["1"]["consistency"], in_order["given"]["2"]["consistency"]):
+        assert found["ratio"] <= 2 and found[TRUE]["count"] == 20
 
 
-def test_the_readme_s_table_is_the_measured_one(scores: dict) -> None:
-    for row in readme_rows(scores):
+def test_the_readme_s_table_is_the_measured_one(scores: dict, in_order: dict) -> None:
+    for row in readme_rows(scores, in_order):
         assert row in README, row
-    assert scores["command"] in README
+    assert scores["command"] in README and in_order["command"] in README
