@@ -169,7 +169,7 @@ class TrainDemo:
     folder: Path = Path("train-demo")
     """Where scenes, run and weights are kept."""
     steps: Optional[int] = None
-    """Training steps in all; by default 7500 of latentSplat (14 minutes on an H100) and 12000 of MV-LDM (18 minutes)."""
+    """Training steps in all; by default 7500 of latentSplat (14 minutes on an H100), 12000 of MV-LDM (18 minutes)."""
 
     initial_weights: Optional[Path] = None
     """Weights to start from, as this command writes them; of MV-LDM only the denoiser is then trained."""
