@@ -161,7 +161,8 @@ class Inspect:
 class TrainDemo:
     """Train one of the two demo models on generated rooms and write its weights as the package ships them.
 
-    Meant for a GPU. Ctrl-C saves, and the same command goes on.
+    Meant for a GPU. Ctrl-C saves, and the same command goes on; the weights so far are written as well, to start
+    another training from.
     """
 
     system: tyro.conf.Positional[Literal["latentsplat", "mvldm"]]

@@ -37,6 +37,7 @@ def train_demo(system: System, folder: Path, steps: int, initial: Optional[Path]
 
     Raises:
         LsplatError: With one line, if something cannot be used or written.
+        SystemExit: After Ctrl-C; what is learned so far is saved, also as weights to start another training from.
     """
     method = METHODS[system]
     scenes = scenes_in(folder / "training-scenes", TRAINING_SCENES)
@@ -62,9 +63,22 @@ def train_demo(system: System, folder: Path, steps: int, initial: Optional[Path]
         "torch": torch.__version__,
         "parameters": sum(value.numel() for value in weights.values()),
     }
+    if trainer.interrupted:
+        if _is_whole(trainer):
+            path = folder / f"{method}-{trainer.step + 1}-steps.safetensors"
+            write_demo_weights(path, weights, provenance)
+            CONSOLE.print(f"The same command goes on. What is learned so far is in {path}")
+        raise SystemExit(0)
     path = folder / f"{method}.safetensors"
     write_demo_weights(path, weights, provenance)
     return path
+
+
+def _is_whole(trainer: LatentSplatTrainer) -> bool:
+    """Whether an interrupted training ended with a whole step, and has weights of all networks to show."""
+    model = trainer.pipeline.model
+    trained = not isinstance(model, MvldmModel) or bool(model.latent_scale.isfinite())
+    return trained and trainer.step in checkpoint_steps(trainer.config.get_checkpoint_dir())
 
 
 class _Begun(NamedTuple):
@@ -105,8 +119,8 @@ def train(config: LatentSplatTrainerConfig, initial: Optional[Dict[str, Tensor]]
         config: The training.
         initial: Weights of the network, all but the discriminator's, that a run without checkpoints starts from.
 
-    Raises:
-        SystemExit: After Ctrl-C; what is learned so far is saved.
+    Returns:
+        The trainer, whose ``interrupted`` tells whether Ctrl-C ended it early.
     """
     torch.backends.cudnn.benchmark = True  # as ns-train has it
     folder, steps = config.get_checkpoint_dir(), config.max_num_iterations
@@ -134,8 +148,6 @@ def train(config: LatentSplatTrainerConfig, initial: Optional[Dict[str, Tensor]]
             )
         )
         trainer.train()
-    if trainer.interrupted:
-        raise SystemExit(0)
     return trainer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,27 @@ def test_train_demo_trains_writes_weights_and_goes_on(
     started = weights_before_training(monkeypatch, system, tmp_path / "other", path)
     trained = [key for key in started if system == "latentsplat" or key.startswith("autoencoder.")]
     assert trained and all(torch.equal(started[key], again[key]) for key in trained)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_train_demo_keeps_weights_to_start_from(
+    tmp_path: Path, rooms: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "demo_trainer", on_a_cpu(training.demo_trainer))
+    monkeypatch.setattr(training, "scenes_in", lambda folder, config: rooms)
+    iterate = LatentSplatTrainer.train_iteration
+
+    def interrupted_in_the_second(trainer: LatentSplatTrainer, step: int) -> object:
+        if step == 1:
+            trainer._on_signal(signal.SIGINT, None)
+        return iterate(trainer, step)
+
+    monkeypatch.setattr(LatentSplatTrainer, "train_iteration", interrupted_in_the_second)
+    with pytest.raises(SystemExit) as caught:
+        training.train_demo("latentsplat", tmp_path, 9)
+    assert caught.value.code == 0 and not (tmp_path / "latentsplat-tiny.safetensors").exists()
+    _, provenance = demo_weights.read_demo_weights(tmp_path / "latentsplat-tiny-2-steps.safetensors")
+    assert provenance["steps_done"] == 2 and provenance["command"] == "lsplat train-demo latentsplat --steps 9"
 
 
 def weights_before_training(

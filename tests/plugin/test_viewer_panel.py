@@ -135,6 +135,30 @@ def test_context_views_are_chosen_by_index_by_overlap_and_by_clicking(shown: Sho
     tab.wait(lambda: not any("lsplat/frames" in node for node in tab.nodes), "the cameras to go")
 
 
+def test_a_strip_asked_for_while_the_scene_switches_is_one_of_the_new_scene(
+    shown: Shown, tab: Tab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, began = shown.pipeline.model, []
+    panel = model.viewer_control
+    camera_of = panel.camera_of
+
+    def switching(*asked: object) -> object:
+        """The strip's camera, which is read when it has begun."""
+        scene = model.active_scene
+        began.append(scene.name)
+        if len(began) == 1:
+            tab.set("Go to", "next")
+            tab.wait(lambda: model.active_scene is not scene, "the next scene")
+        return camera_of(*asked)
+
+    monkeypatch.setattr(panel, "camera_of", switching)
+    tab.click("4 draws of this view")
+    tab.wait(lambda: len(began) == 2, "a second strip")
+    shown.settle(tab)
+    tab.wait(lambda: tab.visible("Fly in"), "the strip")
+    assert began[1] == model.active_scene.name != began[0]
+
+
 def test_draws_are_shown_by_seed_and_a_strip_offers_four(shown: Shown, tab: Tab) -> None:
     model = shown.pipeline.model
     tab.click("4 draws of this view")

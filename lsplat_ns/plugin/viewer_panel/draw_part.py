@@ -16,6 +16,7 @@ from lsplat_ns.plugin.viewing import Draw
 if TYPE_CHECKING:
     from viser import ClientHandle
 
+    from lsplat_ns.plugin.active_scene import ActiveScene
     from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
 
 DRAWS, DRAW_SIZE = 4, (96, 128)
@@ -27,7 +28,8 @@ class DrawPart:
 
     def __init__(self, panel: ViewerPanel) -> None:
         self.panel = panel
-        self._seeds: list[int] = []
+        self._seeds: list[int] = []  # of the strip
+        self._strip_of: ActiveScene | None = None
         gui, draw = panel.viewer.viser_server.gui, panel.model.draw
         with gui.add_folder("Draw"):
             self._mode = gui.add_dropdown("Show", ("mode", "sample"), draw.mode, hint="Mode or a draw of the scene")
@@ -84,19 +86,21 @@ class DrawPart:
                 with self.panel.viewer.train_lock, model.evaluating():
                     prediction = model.predict(scene, Draw("sample", seed, temperature))
                     pictures.append(model.view(prediction, camera)["rgb"])
-            if model.active_scene is not scene:  # switched meanwhile; its own strip was forgotten then
-                return
             gap = torch.ones(DRAW_SIZE[0], 4, 3, device=model.device)
             strip = torch.cat([part for picture in pictures for part in (picture, gap)][:-1], dim=1)
             image = base64.b64encode(png_bytes(strip)).decode()
             self._strip.content = f"![four draws](data:image/png;base64,{image})\n\nseeds {', '.join(map(str, seeds))}"
-            self._seeds = seeds
+            self._seeds, self._strip_of = seeds, scene
             self._strip.visible = self._choice.visible = True
+            if model.active_scene is not scene:  # switched meanwhile: what was asked for are draws of what is seen now
+                self.forget_old_strip()
+                self.panel.draws.start_latest(lambda: self._draw_strip(client), "strip")
 
-    def forget_strip(self) -> None:
-        """Take the strip away; it shows another scene."""
-        self._seeds = []
-        self._strip.visible = self._choice.visible = False
+    def forget_old_strip(self) -> None:
+        """Take the strip away if it shows another scene than the active one."""
+        if self._strip_of is not self.panel.model.active_scene:
+            self._seeds, self._strip_of = [], None
+            self._strip.visible = self._choice.visible = False
 
     def _fly_in(self, number: int) -> None:
         if number < len(self._seeds):

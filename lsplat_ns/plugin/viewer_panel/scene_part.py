@@ -114,7 +114,7 @@ class ScenePart:
         self._wanted = self._shown_name()
         correct(self._scene, self._shown_name)
         correct(self._context, self._shown_context)
-        panel.draw_part.forget_strip()
+        panel.draw_part.forget_old_strip()
         panel.generate_part.follow_scene()
         self._picked = []
         self._draw_frusta()
