@@ -40,9 +40,9 @@ def train_demo(system: System, folder: Path, steps: int, initial: Optional[Path]
         SystemExit: After Ctrl-C; what is learned so far is saved, also as weights to start another training from.
     """
     method = METHODS[system]
-    scenes = scenes_in(folder / "training-scenes", TRAINING_SCENES)
     begun = None if initial is None else _read_initial(initial, method)
     config = _recipe(system, steps, begun)
+    scenes = scenes_in(folder / "training-scenes", TRAINING_SCENES)
     config.output_dir, config.experiment_name, config.timestamp = folder / "runs", "demo", "training"
     config.data = config.pipeline.datamanager.data = scenes.resolve()
     trainer = train(config, None if begun is None else begun.weights)
@@ -97,7 +97,7 @@ def _read_initial(path: Path, method: str) -> _Begun:
 
 def _recipe(system: System, steps: int, begun: Optional[_Begun]) -> LatentSplatTrainerConfig:
     if system == "latentsplat":
-        return demo_trainer(steps) if begun is None else demo_trainer(steps, continued=True)
+        return demo_trainer(steps, continued=begun is not None)
     return demo_mvldm_trainer(steps, None if begun is None else network_from_plain(begun.provenance["network"]))
 
 

@@ -187,8 +187,10 @@ def weights_before_training(
     return weights
 
 
-def test_weights_of_the_other_system_do_not_start_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "scenes_in", lambda folder, config: folder)
+def test_weights_of_the_other_system_are_refused_before_scenes_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "scenes_in", lambda folder, config: pytest.fail("scenes were made"))
     with pytest.raises(CheckpointMismatch, match="holds weights of latentsplat-tiny, not of mvldm-tiny"):
         training.train_demo("mvldm", tmp_path, 2, WEIGHTS)
 
