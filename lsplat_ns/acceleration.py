@@ -9,17 +9,15 @@ import copy
 import logging
 import os
 import shutil
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
-from typing import TypeVar
 
 import torch
 import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
+from lsplat_ns.cuda_graphs import CapturedCall, RepeatedCalls
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.latentsplat import FastParts, LatentSplat
 from lsplat_ns.recomputation import set_recomputation
@@ -27,12 +25,9 @@ from lsplat_ns.rendering.rasterization import matrices_in_pixels
 from lsplat_ns.rendering.splatting import SplattingParts, values_seen_from
 from lsplat_ns.scene import VariationalGaussians, Views, map_tensors
 
-T = TypeVar("T")
-
 DECODER_DTYPE = torch.float16
 """The decoder's activations need the mantissa, not the range: float16 stays 15 dB closer to float32 than bfloat16."""
 ENCODER_DTYPE = torch.bfloat16
-WARM_UP_CALLS = 3
 MOST_DECODED_SHAPES = 8
 """CUDA graphs of the decoder that are kept, each with its memory: a window that is resized asks for dozens."""
 ONE_KERNEL = {
@@ -63,7 +58,11 @@ class FastDecoder:
             fast.autoencoder = fast.autoencoder.to(memory_format=torch.channels_last)
         for unused in ("encoder", "quant_conv"):
             setattr(fast.autoencoder.model, unused, nn.Identity())
-        self._decode = torch.compile(fast.decode_maps, dynamic=False) if compiled else fast.decode_maps
+        # 1x1 convolutions as matrix products, whose results feed the additions and normalisations behind them.
+        options = {"conv_1x1_as_mm": True}
+        self._decode = fast.decode_maps
+        if compiled:
+            self._decode = torch.compile(fast.decode_maps, dynamic=False, options=options)
         self._calls: dict[tuple, CapturedCall] = {}
         self._lock = threading.Lock()
         self.overflowed = False
@@ -122,59 +121,6 @@ class FastEncoder:
             return self._calls[key](inputs)
 
 
-class CapturedCall:
-    """A function of (nested values of) tensors as a CUDA graph: its launches cost one call instead of hundreds."""
-
-    def __init__(self, function: Callable[[T], T], inputs: T) -> None:
-        self._inputs = map_tensors(inputs, torch.clone)
-        with uninterrupted():
-            self._capture(function)
-
-    def _capture(self, function: Callable[[T], T]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_CALLS):
-                function(self._inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._output = function(self._inputs)
-
-    def __call__(self, inputs: T) -> T:
-        """The function of inputs of the same shapes; the result is the caller's own."""
-        for static, given in zip(_tensors(self._inputs), _tensors(inputs), strict=True):
-            static.copy_(given)
-        self._graph.replay()
-        return map_tensors(self._output, torch.clone)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Suspend a thread's trace function, by which nerfstudio's viewer ends a picture between any two lines.
-
-    Ended between the beginning of a capture and the block that ends it, the thread would go on capturing for ever.
-    """
-    trace = sys.gettrace()
-    sys.settrace(None)
-    try:
-        yield
-    finally:
-        sys.settrace(trace)
-
-
-def _tensors(value: object) -> list[Tensor]:
-    """All tensors of a nested value, in order."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    map_tensors(value, note)
-    return found
-
-
 def accelerate(network: LatentSplat, compiled: bool = False) -> None:
     """Make a network's inference faster, in place. Does nothing on a CPU.
 
@@ -195,6 +141,7 @@ def accelerate(network: LatentSplat, compiled: bool = False) -> None:
         splatting = SplattingParts(
             torch.compile(values_seen_from, dynamic=True, options=ONE_KERNEL),
             torch.compile(matrices_in_pixels, dynamic=True),
+            RepeatedCalls(),
         )
         network.fast = FastParts(FastEncoder(network.encoder), decoder, splatting)
     else:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lsplat_ns.acceleration import CapturedCall, check_compiler
+from lsplat_ns.acceleration import check_compiler
+from lsplat_ns.cuda_graphs import CapturedCall
 from lsplat_ns.diffusion.guidance import Conditioning, predict_guided_noise
 from lsplat_ns.diffusion.multiview_attention import SequenceAttention
 from lsplat_ns.diffusion.multiview_unet import MultiViewUNet, NoText

@@ -9,6 +9,7 @@ import torch
 
 from lsplat_ns import acceleration
 from lsplat_ns.acceleration import FastDecoder, accelerate, exact
+from lsplat_ns.cuda_graphs import uninterrupted
 from lsplat_ns.evaluation.metrics import psnr
 from lsplat_ns.geometry.rays import bounds_from_baseline
 from lsplat_ns.latentsplat import LatentSplat
@@ -89,7 +90,7 @@ def test_a_viewer_does_not_interrupt_a_capture():
     before = sys.gettrace()
     sys.settrace(interrupt)  # as nerfstudio's viewer does
     try:
-        with acceleration.uninterrupted():
+        with uninterrupted():
             assert work() == "done"
         with pytest.raises(InterruptedError):
             work()

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "lsplat_ns"
 
 # Each layer may import itself and every layer before it.
 LAYERS = (
-    {"errors", "distributions", "scene", "recomputation", "interrupts", "wording"},
+    {"errors", "distributions", "scene", "recomputation", "interrupts", "wording", "cuda_graphs"},
     {"geometry"},
     {"data", "encoder", "rendering", "autoencoder", "diffusion"},
     {"losses", "latentsplat", "mvldm", "fusion", "acceleration", "mvldm_acceleration"},

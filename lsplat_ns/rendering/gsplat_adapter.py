@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lsplat_ns.errors import MissingExtra
 from lsplat_ns.rendering.rasterization import Ellipsoids, Maps, PixelCameras
+from lsplat_ns.scene import map_tensors
 
 TILE = 16
 """Side of the screen tiles that Gaussians are sorted into, in pixels."""
@@ -42,39 +43,55 @@ def rasterize_with_gsplat(
     planes = cameras.z_min.tolist()
     same = len(set(planes)) == 1  # gsplat has one near plane per call
     for views in [slice(0, len(planes))] if same else [slice(i, i + 1) for i in range(len(planes))]:
-        screen = _project(ellipsoids, cameras.at(views), size, planes[views.start], blur)
-        depth_z = screen.depth_z[..., None]
-        drawn, alpha = screen.blend(torch.cat([values[views, :, :attached], depth_z], -1))
-        depth_z = drawn[..., attached]
-        drawn = drawn[..., :attached]
+        projected = project(ellipsoids, cameras.at(views), size, planes[views.start], blur)
+        screen = sort(projected, size)
+        maps = screen.draw(projected.with_depth(values[views, :, :attached]))
         if attached < channels:
             rest, _ = screen.detach().blend(values[views, :, attached:])
-            drawn = torch.cat([drawn, rest], -1)
-        parts.append(Maps(drawn.permute(0, 3, 1, 2), depth_z, alpha[..., 0]))
+            maps = replace(maps, values=torch.cat([maps.values, rest.permute(0, 3, 1, 2)], 1))
+        parts.append(maps)
     return Maps.concat(parts)
 
 
 @dataclass(frozen=True)
-class _Screen:
-    """Gaussians projected into V views, and which of them touch which tile, nearest first."""
+class Projected:
+    """Gaussians projected into V views."""
 
     means: Tensor  # [V, G, 2] px
     conics: Tensor  # [V, G, 3]
     opacities: Tensor  # [V, G]
     depth_z: Tensor  # [V, G]
+    radii: Tensor  # [V, G] px, 0 where nothing is seen
+
+    def with_depth(self, values: Tensor) -> Tensor:
+        """Values [V, G, C] and, behind them, the depth: what :meth:`Screen.draw` draws."""
+        return torch.cat([values, self.depth_z[..., None]], -1)
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Projected Gaussians, and which of them touch which tile, nearest first."""
+
+    projected: Projected
     tile_offsets: Tensor  # [V, tile rows, tile columns]
     order: Tensor  # [touches]
     size: tuple[int, int]
 
-    def detach(self) -> _Screen:
+    def detach(self) -> Screen:
         """The same, out of reach of gradients."""
-        return replace(self, means=self.means.detach(), conics=self.conics.detach(), opacities=self.opacities.detach())
+        return replace(self, projected=map_tensors(self.projected, torch.detach))
+
+    def draw(self, values: Tensor) -> Maps:
+        """Maps of :meth:`Projected.with_depth`."""
+        drawn, alpha = self.blend(values)
+        return Maps(drawn[..., :-1].permute(0, 3, 1, 2), drawn[..., -1], alpha[..., 0])
 
     def blend(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Maps [V, height, width, C] of values [V, G, C], and alpha [V, height, width, 1]."""
+        (height, width), projected = self.size, self.projected
         drawn = [
             _gsplat().rasterize_to_pixels(
-                self.means, self.conics, part, self.opacities, self.size[1], self.size[0], TILE, self.tile_offsets,
+                projected.means, projected.conics, part, projected.opacities, width, height, TILE, self.tile_offsets,
                 self.order,
             )
             for part in values.split(CHANNELS_AT_ONCE, -1)
@@ -83,19 +100,30 @@ class _Screen:
         return maps, drawn[0][1]
 
 
-def _project(ellipsoids: Ellipsoids, cameras: PixelCameras, size: tuple[int, int], near: float, blur: float) -> _Screen:
-    """Project and sort. The triangle of the covariances is taken by slices: gsplat's own indexing waits for the GPU."""
-    gsplat, (height, width) = _gsplat(), size
+def project(
+    ellipsoids: Ellipsoids, cameras: PixelCameras, size: tuple[int, int], near: float, blur: float
+) -> Projected:
+    """Project Gaussians [G] into V views; never waits for the GPU.
+
+    The triangle of the covariances is taken by slices, because gsplat's own indexing would wait.
+    """
+    height, width = size
     rows = [ellipsoids.covariances[:, row, row:] for row in range(3)]
-    radii, means, depth_z, conics, _ = gsplat.fully_fused_projection(
+    radii, means, depth_z, conics, _ = _gsplat().fully_fused_projection(
         ellipsoids.means, torch.cat(rows, -1), None, None, cameras.camera_from_world, cameras.intrinsics_px,
         width, height, eps2d=blur, near_plane=near, radius_clip=0.0, packed=False,
     )  # fmt: skip
+    opacities = ellipsoids.opacities.expand(len(means), -1).contiguous()
+    return Projected(means, conics, opacities, depth_z, radii)
+
+
+def sort(projected: Projected, size: tuple[int, int]) -> Screen:
+    """Find what touches each tile, nearest first. Waits for the GPU, to learn how much that is."""
+    gsplat, (height, width), views = _gsplat(), size, len(projected.means)
     tiles = math.ceil(width / TILE), math.ceil(height / TILE)
-    _, touches, order = gsplat.isect_tiles(means, radii, depth_z, TILE, *tiles, packed=False)
-    offsets = gsplat.isect_offset_encode(touches, len(means), *tiles)
-    opacities = ellipsoids.opacities.expand(len(means), -1)
-    return _Screen(means, conics, opacities, depth_z, offsets, order, size)
+    means, radii = projected.means, projected.radii
+    _, touches, order = gsplat.isect_tiles(means, radii, projected.depth_z, TILE, *tiles, packed=False)
+    return Screen(projected, gsplat.isect_offset_encode(touches, views, *tiles), order, size)
 
 
 @cache

@@ -78,10 +78,15 @@ def pixel_cameras(
     the principal point into the image centre, as the original's renderer does; ``true`` keeps the intrinsics.
     ``pinholes`` stands in for :func:`matrices_in_pixels`, e.g. a compiled version of it.
     """
-    z_min = (near_cull * cameras.near).cpu()  # first of all: later this would wait for everything before it
+    z_min = least_depth(cameras, near_cull)  # first of all: later this would wait for everything before it
     pinholes = pinholes or matrices_in_pixels
     matrices = pinholes(cameras.world_from_camera, cameras.intrinsics_norm, size, principal_point)
     return PixelCameras(*matrices, z_min)
+
+
+def least_depth(cameras: Cameras, near_cull: float) -> Tensor:
+    """``z_min`` of :class:`PixelCameras`, from ``near_cull`` times the near distance. Waits for the GPU."""
+    return (near_cull * cameras.near).cpu()
 
 
 def matrices_in_pixels(

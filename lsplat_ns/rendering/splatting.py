@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from functools import partial
 from typing import Literal
 
@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lsplat_ns.cuda_graphs import RepeatedCalls
 from lsplat_ns.errors import ConfigError, ShapeMismatch
 from lsplat_ns.geometry.harmonics import coefficient_count, harmonic_functions
 from lsplat_ns.rendering.compositing import GSPLAT_RULES, ORIGINAL_RULES
-from lsplat_ns.rendering.gsplat_adapter import gsplat_status, rasterize_with_gsplat
-from lsplat_ns.rendering.rasterization import Ellipsoids, Maps, PixelCameras, pixel_cameras
+from lsplat_ns.rendering.gsplat_adapter import Projected, gsplat_status, project, rasterize_with_gsplat, sort
+from lsplat_ns.rendering.rasterization import (
+    Ellipsoids,
+    Maps,
+    PixelCameras,
+    least_depth,
+    matrices_in_pixels,
+    pixel_cameras,
+)
 from lsplat_ns.rendering.reference import rasterize_in_pytorch
 from lsplat_ns.scene import Cameras, Gaussians, Rendering
 
@@ -57,6 +65,7 @@ class SplattingParts:
 
     values: Callable[..., Tensor] | None = None  # for values_seen_from
     pinholes: Callable[..., tuple[Tensor, Tensor]] | None = None  # for rasterization.matrices_in_pixels
+    repeated: RepeatedCalls | None = None  # captures all of gsplat's work before the sort, where no gradient is needed
 
 
 def splat(
@@ -95,33 +104,90 @@ def splat(
     config, parts = config or SplattingConfig(), parts or SplattingParts()
     _check(gaussians, cameras, size)
     gaussians = _in_type(gaussians, cameras.world_from_camera.dtype)
-    feature_harmonics = gaussians.feature_harmonics if features else None
+    harmonics = (gaussians.color_harmonics if color else None, gaussians.feature_harmonics if features else None)
     rasterize = _rasterizer(config, gaussians, cameras, color)
     with torch.autocast(gaussians.means.device.type, enabled=False):
-        pixels = pixel_cameras(cameras, size, config.principal_point, config.near_cull, parts.pinholes)
-        scenes = []
-        for scene in range(len(gaussians.means)):
-            covariances = gaussians.covariances[scene]
-            if covariances.requires_grad:
-                covariances = _symmetric(covariances)
-            ellipsoids = Ellipsoids(gaussians.means[scene], covariances, gaussians.opacities[scene])
-            coefficients = (
-                gaussians.color_harmonics[scene] if color else None,
-                None if feature_harmonics is None else feature_harmonics[scene],
-            )
-            groups = []
-            for views in _view_groups(gaussians.count, cameras.near.shape[1]):
-                origins = cameras.origins[scene, views]
-                values = (parts.values or values_seen_from)(ellipsoids.means, origins, *coefficients, config)
-                groups.append(rasterize(ellipsoids, values, pixels.select(scene, views), size))
-            scenes.append(Maps.concat(groups))
+        scenes = None
+        if parts.repeated is not None and not torch.is_grad_enabled() and _draws_with_gsplat(config, gaussians):
+            scenes = _seen_again(gaussians, harmonics, cameras, size, config, parts)
+        if scenes is None:
+            scenes = _seen(gaussians, harmonics, cameras, size, config, parts, rasterize)
     maps = _stacked([scene.values for scene in scenes])
     return Rendering(
         alpha=_stacked([scene.alpha for scene in scenes]),
         depth_z=_stacked([scene.depth_z for scene in scenes]),
         color=maps[:, :, :3] if color else None,
-        features=None if feature_harmonics is None else maps[:, :, 3 if color else 0 :],
+        features=None if harmonics[1] is None else maps[:, :, 3 if color else 0 :],
     )
+
+
+Harmonics = tuple[Tensor | None, Tensor | None]
+"""Of colours and features, [b, G, channels, coefficients]; None where they are not drawn."""
+Rasterizer = Callable[[Ellipsoids, Tensor, PixelCameras, tuple[int, int]], Maps]
+
+
+def _seen(
+    gaussians: Gaussians,
+    harmonics: Harmonics,
+    cameras: Cameras,
+    size: tuple[int, int],
+    config: SplattingConfig,
+    parts: SplattingParts,
+    rasterize: Rasterizer,
+) -> list[Maps]:
+    """The maps of each scene."""
+    pixels = pixel_cameras(cameras, size, config.principal_point, config.near_cull, parts.pinholes)
+    scenes = []
+    for scene in range(len(gaussians.means)):
+        covariances = gaussians.covariances[scene]
+        if covariances.requires_grad:
+            covariances = _symmetric(covariances)
+        ellipsoids = Ellipsoids(gaussians.means[scene], covariances, gaussians.opacities[scene])
+        coefficients = [None if part is None else part[scene] for part in harmonics]
+        groups = []
+        for views in _view_groups(gaussians.count, cameras.near.shape[1]):
+            origins = cameras.origins[scene, views]
+            values = (parts.values or values_seen_from)(ellipsoids.means, origins, *coefficients, config)
+            groups.append(rasterize(ellipsoids, values, pixels.select(scene, views), size))
+        scenes.append(Maps.concat(groups))
+    return scenes
+
+
+def _seen_again(
+    gaussians: Gaussians,
+    harmonics: Harmonics,
+    cameras: Cameras,
+    size: tuple[int, int],
+    config: SplattingConfig,
+    parts: SplattingParts,
+) -> list[Maps] | None:
+    """The same by gsplat for one scene that may be looked at again, or None where one graph cannot hold it.
+
+    Some 200 launches precede the sort, and take the host twice as long as they take the GPU.
+    """
+    z_min = least_depth(cameras, config.near_cull)
+    planes = set(z_min.flatten().tolist())  # gsplat has one near plane per call
+    views = cameras.near.shape[1]
+    if len(gaussians.means) > 1 or len(planes) > 1 or len(_view_groups(gaussians.count, views)) > 1:
+        return None
+    (near,) = planes
+    drawn = [part for part in harmonics if part is not None]
+
+    def before_sorting(given: tuple[Tensor, Tensor]) -> tuple[Projected, Tensor]:
+        poses, intrinsics = given
+        matrices = (parts.pinholes or matrices_in_pixels)(poses, intrinsics, size, config.principal_point)
+        coefficients = [None if part is None else part[0] for part in harmonics]
+        values = (parts.values or values_seen_from)(gaussians.means[0], poses[0, :, :3, 3], *coefficients, config)
+        ellipsoids = Ellipsoids(gaussians.means[0], gaussians.covariances[0], gaussians.opacities[0])
+        pixels = PixelCameras(*matrices, z_min).select(0, slice(None))
+        projected = project(ellipsoids, pixels, size, near, GSPLAT_RULES.blur)
+        return projected, projected.with_depth(values)
+
+    tensors = (gaussians.means, gaussians.covariances, gaussians.opacities, *drawn)
+    kind = (size, views, near, *[part is None for part in harmonics], *astuple(config))
+    given = (cameras.world_from_camera, cameras.intrinsics_norm)
+    with parts.repeated.result(tensors, kind, before_sorting, given) as (projected, values):
+        return [sort(projected, size).draw(values)]
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:
@@ -148,9 +214,12 @@ def _check(gaussians: Gaussians, cameras: Cameras, size: tuple[int, int]) -> Non
         raise ConfigError(f"an image of {size[0]} x {size[1]} pixels cannot be drawn; give a positive height and width")
 
 
-def _rasterizer(
-    config: SplattingConfig, gaussians: Gaussians, cameras: Cameras, color: bool
-) -> Callable[[Ellipsoids, Tensor, PixelCameras, tuple[int, int]], Maps]:
+def _draws_with_gsplat(config: SplattingConfig, gaussians: Gaussians) -> bool:
+    """Whether these Gaussians are drawn by gsplat, which refuses an empty scene; the reference draws it at no cost."""
+    return config.backend != "reference" and gaussians.means.is_cuda and gaussians.count > 0
+
+
+def _rasterizer(config: SplattingConfig, gaussians: Gaussians, cameras: Cameras, color: bool) -> Rasterizer:
     """The backend for these inputs, set up."""
     device = gaussians.means.device.type
     if config.backend == "gsplat" and device != "cuda":
@@ -158,8 +227,7 @@ def _rasterizer(
     geometry = (gaussians.means, gaussians.covariances, gaussians.opacities, cameras.world_from_camera)
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in geometry)
     attached = (3 if color else 0) if trained and not config.couple_features else None
-    # gsplat refuses an empty scene, and the reference draws it at no cost.
-    if config.backend == "reference" or device != "cuda" or gaussians.count == 0:
+    if not _draws_with_gsplat(config, gaussians):
         rules = GSPLAT_RULES if config.reference_rules == "gsplat" else ORIGINAL_RULES
         return partial(rasterize_in_pytorch, rules=rules, attached=attached)
     return partial(rasterize_with_gsplat, blur=GSPLAT_RULES.blur, attached=attached)

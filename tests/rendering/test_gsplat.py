@@ -1,11 +1,14 @@
 """Claims that need CUDA: gsplat and the PyTorch rasteriser draw the same images and send the same gradients."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rendering.benchmark_splatting import cameras_on_an_arc, unprojected_scene
 from torch import Tensor
 
-from lsplat_ns.rendering.splatting import SplattingConfig, gsplat_status, splat
+from lsplat_ns.cuda_graphs import RepeatedCalls
+from lsplat_ns.rendering.splatting import SplattingConfig, SplattingParts, gsplat_status, splat
 from lsplat_ns.scene import Gaussians
 
 NAMES = ("means", "covariances", "opacities", "color_harmonics", "feature_harmonics")
@@ -94,3 +97,34 @@ def test_only_features_or_only_geometry_can_be_drawn_with_gsplat():
     assert (actual["features"].cpu() - wanted["features"]).abs().max() <= 1e-3
     (_, wanted), (_, actual) = on_both(SplattingConfig(), scene, color=False, features=False)
     assert (actual["alpha"].cpu() - wanted["alpha"]).abs().max() <= 6e-3
+
+
+@pytest.mark.gpu
+def test_views_of_the_same_gaussians_are_equal_bit_for_bit_when_they_come_from_a_graph():
+    parts = SplattingParts(repeated=RepeatedCalls())
+    with torch.no_grad():
+        for view_count in (1, 3):
+            scene = unprojected_scene(32).to("cuda")
+            for call in range(5):
+                cameras = cameras_on_an_arc(view_count + call).to("cuda").select(slice(call, None))
+                if call == 4:
+                    scene.opacities.mul_(0.5)  # a graph reads what is there now
+                wanted, again = splat(scene, cameras, SIZE), splat(scene, cameras, SIZE, parts=parts)
+                for name in ("color", "features", "alpha", "depth_z"):
+                    assert torch.equal(getattr(again, name), getattr(wanted, name)), (view_count, call, name)
+    assert [call._graph is not None for call in parts.repeated._calls.values()] == [True]  # the first scene is gone
+
+
+@pytest.mark.gpu
+def test_what_one_graph_cannot_hold_is_drawn_all_the_same():
+    parts, scene = SplattingParts(repeated=RepeatedCalls()), unprojected_scene(16).to("cuda")
+    cameras = cameras_on_an_arc(2).to("cuda")
+    unlike = cameras.with_bounds(cameras.near * torch.tensor([[1.0, 2.0]], device="cuda"), cameras.far)
+    with torch.no_grad():
+        for _ in range(4):
+            drawn = splat(scene, unlike, SIZE, parts=parts)
+            assert torch.equal(drawn.color, splat(scene, unlike, SIZE).color)
+    leaves = scene.means.clone().requires_grad_()
+    splat(replace(scene, means=leaves), cameras, SIZE, parts=parts).color.sum().backward()
+    assert leaves.grad.abs().sum() > 0
+    assert not parts.repeated._calls
