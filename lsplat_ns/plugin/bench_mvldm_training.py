@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,10 @@ def random_batch(batch_size: int, size: int, device: torch.device) -> SceneBatch
 
 
 def run_mvldm_training_benchmark(
-    config: MultiViewDiffusionConfig, batch: SceneBatch, repeats: int
+    config: MultiViewDiffusionConfig,
+    batch: SceneBatch,
+    repeats: int,
+    on_row: Callable[[TrainingTiming], None] = lambda row: None,
 ) -> list[TrainingTiming]:
     """Time steps in every setting.
 
@@ -68,6 +72,7 @@ def run_mvldm_training_benchmark(
         config: Sizes of the networks.
         batch: What to train on, where to train.
         repeats: Timed steps per row, after some that are not.
+        on_row: Called with each row when it is measured; compiling takes minutes.
     """
     device = batch.target.image.device
     rows = []
@@ -81,6 +86,7 @@ def run_mvldm_training_benchmark(
         if half and device.type == "cuda":
             model.autoencoder_dtype = AUTOENCODER_DTYPE
         rows.append(_time_steps(model, batch, setting, half, repeats))
+        on_row(rows[-1])
         del model
         gc.collect()  # before the next one is measured
     return rows
@@ -93,12 +99,12 @@ def _time_steps(model: MultiViewDiffusion, batch: SceneBatch, setting: str, half
         published_mvldm_trainer("mvldm").optimizers, {"denoiser": list(model.denoiser.parameters())}
     )
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
     shape, config = model.latent_shape(batch.target.size), TrainingConfig(drop_context=0.0)
     scaler, times, losses = GradScaler(enabled=False), [], []
     for repeat in range(WARM_UP_STEPS + repeats):
+        if repeat == WARM_UP_STEPS and on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()  # what the search for convolution algorithms took is not a step's
         started = time.perf_counter()
         draw = draw_training_step(samples, CONTEXT, TARGETS, shape, config, torch.Generator().manual_seed(repeat))
         optimizers.zero_grad_all()
@@ -123,7 +129,12 @@ def print_mvldm_training_benchmark(repeats: int) -> None:
     batch_size = published_mvldm_trainer("mvldm").pipeline.datamanager.batch_size
     with console.status("Training"):
         batch = random_batch(batch_size, 256, device)
-        rows = run_mvldm_training_benchmark(MultiViewDiffusionConfig(), batch, repeats)
+        rows = run_mvldm_training_benchmark(
+            MultiViewDiffusionConfig(),
+            batch,
+            repeats,
+            lambda row: console.print(f"{row.setting}: {row.milliseconds:.0f} ms"),
+        )
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     views = CONTEXT + TARGETS
     table = Table(
