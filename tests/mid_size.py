@@ -16,10 +16,13 @@ from lsplat_ns.encoder.backbones import BackboneConfig
 from lsplat_ns.encoder.encoder import EncoderConfig
 from lsplat_ns.encoder.epipolar_transformer import EpipolarTransformerConfig, ImageSelfAttentionConfig
 from lsplat_ns.latentsplat import LatentSplatConfig
+from lsplat_ns.losses import LossSchedule, LossTerm
+from lsplat_ns.losses.adversarial import AdversarialConfig
 from lsplat_ns.plugin.recipes import tiny_trainer
 from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig
 
 SIDE = 128
+RATE = 5e-4
 
 
 def mid_size_networks() -> LatentSplatConfig:
@@ -50,20 +53,21 @@ def mid_size_networks() -> LatentSplatConfig:
     )
 
 
-def mid_size_trainer(steps: int) -> LatentSplatTrainerConfig:
-    """Training that ends with the GAN for the last third of ``steps``, at rates that fall to their end."""
+def mid_size_trainer(steps: int, batch_size: int = 4) -> LatentSplatTrainerConfig:
+    """Training of the demo model's kind: the decoder soon, the GAN for the last part, rates that fall to the end."""
     config = tiny_trainer("mid-size")
     config.max_num_iterations, config.steps_per_save, config.vis = steps, 1000, "tensorboard"
     data, model = config.pipeline.datamanager, config.pipeline.model
     data.preparation.image_size = (SIDE, SIDE)
-    data.sampling.num_target_views, data.batch_size, data.num_workers = 4, 2, 4
+    data.sampling.num_target_views, data.batch_size, data.num_workers = 4, batch_size, 4
     data.sampling.max_gap = data.sampling.initial_max_gap = 30
     model.network = mid_size_networks()
-    model.schedule = model.schedule.scaled(steps / 3000)
-    config.optimizers["generator"]["optimizer"].lr = 5e-4
-    config.optimizers["generator"]["optimizer"].fine_tuned_lr = 2.5e-4  # times the batch of two
-    config.optimizers["generator"]["scheduler"].warm_up_steps = 200
-    config.optimizers["generator"]["scheduler"].decay_steps = steps
+    combined = tuple(LossTerm(name, weight, steps // 20) for name, weight in (("l1", 1.0), ("mse", 10.0)))
+    adversarial = AdversarialConfig(generator_weight=0.1, starts_at_step=int(0.85 * steps))
+    model.schedule = LossSchedule(render_image=(LossTerm("mse", 10.0),), combined=combined, adversarial=adversarial)
+    generator = config.optimizers["generator"]
+    generator["optimizer"].lr, generator["optimizer"].fine_tuned_lr = RATE, RATE / batch_size
+    generator["scheduler"].warm_up_steps, generator["scheduler"].decay_steps = 200, steps
     return config
 
 
@@ -72,10 +76,11 @@ if __name__ == "__main__":
     parser.add_argument("data", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--compiled", action="store_true", help="compile the training")
     options = parser.parse_args()
-    chosen = mid_size_trainer(options.steps)
+    chosen = mid_size_trainer(options.steps, options.batch_size)
     chosen.data, chosen.pipeline.model.training_precision = options.data, options.precision
     chosen.pipeline.model.compiled_training = options.compiled
     chosen.output_dir, chosen.experiment_name, chosen.timestamp = options.output, "rooms", "first"

@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--curves", type=Path, help="JSON file to write all curves to")
     parser.add_argument("--tiny", action="store_true", help="latentsplat-tiny instead, to try this on a CPU")
     options = parser.parse_args()
-    config = tiny_trainer("latentsplat-tiny") if options.tiny else mid_size_trainer(options.steps)
+    config = tiny_trainer("latentsplat-tiny") if options.tiny else mid_size_trainer(options.steps, batch_size=2)
     config.max_num_iterations, config.vis = options.steps, "tensorboard"
     config.optimizers["generator"]["scheduler"].warm_up_steps = 50
     config.pipeline.datamanager.data = options.data
