@@ -218,8 +218,9 @@ class LatentSplat(nn.Module):
         if any(side % multiple for side in image_size):
             raise ShapeMismatch("views to decode", f"[b, t, 3, height and width multiples of {multiple}]", image_size)
         rendering = self.render(gaussians, cameras, image_size)
-        distribution = self.latent_distribution(rendering)
-        latent = distribution.mode() if deterministic else distribution.sample(generator, latent_noise)
+        latent = rendering.features  # the mode
+        if not deterministic:
+            latent = self.latent_distribution(rendering).sample(generator, latent_noise)
         return DecodedView(rendering, latent, self.decode(rendering, latent))
 
     @staticmethod

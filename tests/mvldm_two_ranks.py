@@ -17,6 +17,7 @@ from two_ranks import OnCpu, gathered, say
 
 from lsplat_ns.plugin import optimizers
 from lsplat_ns.plugin.mvldm_pipeline import MvldmTrainer, MvldmTrainerConfig
+from lsplat_ns.plugin.ranks import average_gradients
 
 AUTOENCODER_STEPS, SAVED, LAST = 2, 4, 7
 """Steps of the autoencoder alone; a checkpoint in the middle of an accumulation of two; the last step."""
@@ -36,6 +37,7 @@ def check_gradients(trainer: MvldmTrainer) -> None:
     parameter = model.network.denoiser.unet.conv_out.weight
     alone = torch.autograd.grad(model.diffusion_loss(stream[step].to("cpu"), stream.noise_seed(step)), parameter)[0]
     sum(trainer.pipeline.get_train_loss_dict(step)[1].values()).backward()
+    average_gradients([parameter])
     first, second = gathered(alone)
     assert not torch.allclose(first, second)
     torch.testing.assert_close(parameter.grad, (first + second) / 2, rtol=1e-4, atol=1e-7)

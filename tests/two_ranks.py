@@ -25,6 +25,7 @@ from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.losses import AdversarialConfig, LossSchedule, LossTerm
 from lsplat_ns.losses.objective import StepNoise, step_losses
 from lsplat_ns.plugin import optimizers
+from lsplat_ns.plugin.ranks import average_gradients
 from lsplat_ns.plugin.trainer import LatentSplatTrainer
 from lsplat_ns.scene import SceneBatch, Views, map_tensors
 
@@ -59,7 +60,7 @@ def gathered(value: object) -> list:
 
 
 def check_gradients(trainer: LatentSplatTrainer) -> None:
-    """DDP's averaged gradient is that of one process with all examples.
+    """The averaged gradient is that of one process with all examples.
 
     Of five batches, at least three must agree: in a few, rounding moves a Gaussian's depth into the next bucket, or its
     opacity across the least that is drawn, and the gradient jumps.
@@ -79,14 +80,15 @@ def gradient_error(trainer: LatentSplatTrainer, step: int) -> float:
 
     patched = mock.patch("lsplat_ns.plugin.model.step_losses", with_noise)
     with mock.patch.object(model, "schedule", WITHOUT_GAN), patched:
-        losses = trainer.pipeline._model(batch, 0)["losses"]
+        losses = trainer.pipeline.model(batch, 0)["losses"]
     sum(losses.values()).backward()
+    average_gradients(network.parameters())
     averaged = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
     network.zero_grad()
 
     parts = map_tensors(tuple(gathered((batch, noise))), lambda tensor: tensor.to(trainer.device))
     everything = StepNoise(*(torch.cat([getattr(n, f) for _, n in parts]) for f in ("depth", "features", "latent")))
-    single = deepcopy(network)  # DDP listens to the parameters of the other
+    single = deepcopy(network)
     joint = step_losses(single, joined([b for b, _ in parts]), WITHOUT_GAN, 0, noise=everything)
     sum(joint.losses.values()).backward()
     alone = {n: p.grad for n, p in single.named_parameters() if p.grad is not None}
@@ -94,6 +96,20 @@ def gradient_error(trainer: LatentSplatTrainer, step: int) -> float:
     assert used and used <= alone.keys()
     largest = max(float(gradient.abs().max()) for gradient in alone.values())
     return max(float((averaged[name] - wanted).abs().max()) for name, wanted in alone.items()) / largest
+
+
+def check_lone_gradients(device: str) -> None:
+    """What only one rank used is averaged as well; what none used keeps no gradient; any type and layout will do."""
+    rank = dist.get_rank()
+    both, lone, unused = (nn.Parameter(torch.zeros(2, 3, 4, 4, device=device)) for _ in range(3))
+    half = nn.Parameter(torch.zeros(5, device=device, dtype=torch.float64))
+    wanted = torch.arange(96.0, device=device).reshape(2, 3, 4, 4)
+    both.grad, half.grad = wanted * (2 * rank), torch.full_like(half, rank)
+    if rank == 1:
+        lone.grad = wanted.to(memory_format=torch.channels_last)
+    average_gradients([both, lone, unused, half])
+    assert torch.equal(both.grad, wanted) and torch.equal(lone.grad, wanted / 2) and unused.grad is None
+    assert torch.equal(half.grad, torch.full_like(half, 0.5))
 
 
 def noise_for(network: LatentSplat, batch: SceneBatch) -> StepNoise:
@@ -120,7 +136,7 @@ def rank_main(rank: int, data: Path, folder: Path) -> None:
     config.pipeline.datamanager.preparation.image_size = (32, 32)
     with nullcontext() if on_gpus else mock.patch("nerfstudio.pipelines.base_pipeline.DDP", OnCpu):
         trainer = trainer_of(config, rank, world_size=2)
-    assert isinstance(trainer.pipeline._model, DistributedDataParallel)
+    check_lone_gradients(trainer.device)
 
     check_gradients(trainer)
     say(rank, "gradients agree")

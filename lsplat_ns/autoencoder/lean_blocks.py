@@ -34,7 +34,7 @@ class LeanResnetBlock(ResnetBlock2D):
         x = _forgetful(_activated_and_convolved, x, *_parameters(self.norm2, self.conv2))
         if self.conv_shortcut is None:
             return input_tensor + x
-        # As diffusers does: with other strides, DDP would copy this convolution's gradients.
+        # As diffusers does in training: the gradient of a 1x1 kernel then has the strides of the kernel.
         return self.conv_shortcut(input_tensor.contiguous() if self.training else input_tensor) + x
 
 

@@ -99,8 +99,9 @@ def view_outputs(
     behind = background.to(alpha)[:, None, None]
     image = splat = rendering.color[0, 0] + (1 - alpha) * behind
     if decode:
-        latents = network.latent_distribution(rendering)
-        latent = latents.mode() if seed is None else latents.sample(noise=_noise(mean, seed, options.temperature))
+        latent = mean
+        if seed is not None:
+            latent = network.latent_distribution(rendering).sample(noise=_noise(mean, seed, options.temperature))
         image = network.decode(rendering, latent)[0, 0]
         on_stage("decode")
     covered = alpha.clamp_min(1e-3)

@@ -139,7 +139,7 @@ class LatentSplatModel(SceneModel):
             CONSOLE.print(f"{part}: starts from {path}")
 
     def forward(self, batch: SceneBatch, seed: int) -> Dict[str, Any]:
-        """All losses of one step. Under DDP everything differentiable must happen here, inside the wrapped call.
+        """All losses of one step.
 
         Args:
             batch: Examples on the model's device.

@@ -109,7 +109,7 @@ class MvldmModel(Model):
         return self.step < self.config.autoencoder_steps
 
     def forward(self, batch: SceneBatch, seed: int) -> Dict[str, Any]:
-        """The loss of one step. Under DDP everything differentiable must happen here, inside the wrapped call.
+        """The loss of one step.
 
         Args:
             batch: Examples on the model's device.

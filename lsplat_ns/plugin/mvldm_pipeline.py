@@ -21,6 +21,7 @@ from lsplat_ns.evaluation.metrics import psnr, ssim
 from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
 from lsplat_ns.plugin.loading import model_state
 from lsplat_ns.plugin.mvldm_model import MvldmModel, MvldmModelConfig
+from lsplat_ns.plugin.ranks import unwrapped
 from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, one_line_errors
 from lsplat_ns.scene import SceneBatch
 
@@ -59,6 +60,7 @@ class MvldmPipeline(VanillaPipeline):
         grad_scaler: Optional[Any] = None,
     ) -> None:
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        self._model = unwrapped(self._model)
         if test_mode == "val":
             self.model.prepare_training()
 
@@ -66,9 +68,9 @@ class MvldmPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int) -> Tuple[Dict, Dict, Dict]:
-        """Outputs, losses and metrics of one step. All of it is computed inside the (possibly DDP-wrapped) model."""
+        """Outputs, losses and metrics of one step."""
         batch, skips = self.datamanager.next_train(step)
-        outputs = self._model(batch, self.datamanager.stream.noise_seed(step))
+        outputs = self.model(batch, self.datamanager.stream.noise_seed(step))
         return outputs, outputs["losses"], {**outputs["metrics"], **skips}
 
     def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:

@@ -18,6 +18,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from lsplat_ns.plugin.ranks import average_gradients
+
 FINE_TUNED = "lsplat_fine_tuned"
 """Attribute that marks parameters of the autoencoder, which have a learning rate and betas of their own."""
 LR_FACTOR = "lsplat_lr_factor"
@@ -133,8 +135,8 @@ class LinearWarmup(Scheduler):
 class GuardedOptimizers(Optimizers):
     """nerfstudio's optimizers, except that a step whose gradient is not finite changes no parameter, and is counted.
 
-    Under DDP gradients are averaged before they come here, so that all ranks decide alike. With a gradient scaler, the
-    scaler decides, as usual. Gradients accumulated over several steps are averaged, so that rates and limits keep their
+    Gradients are averaged over ranks first, so that all of them decide alike. With a gradient scaler, the scaler
+    decides, as usual. Gradients accumulated over several steps are averaged, so that rates and limits keep their
     meaning.
 
     Args:
@@ -158,6 +160,7 @@ class GuardedOptimizers(Optimizers):
         """Clip the gradients of some groups and step their optimizers; all of them or, if any is not finite, none."""
         if not param_groups:  # gradients are being accumulated: no step is taken, and none is skipped
             return
+        average_gradients(parameter for group in param_groups for parameter in self.parameters[group])
         for group in param_groups:
             gradients = [p.grad for p in self.parameters[group] if p.grad is not None]
             if gradients and self._accumulated[group] > 1:

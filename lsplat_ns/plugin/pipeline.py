@@ -27,6 +27,7 @@ from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
 from lsplat_ns.plugin.loading import model_state
 from lsplat_ns.plugin.model import LatentSplatModel, LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LR_FACTOR
+from lsplat_ns.plugin.ranks import unwrapped
 from lsplat_ns.plugin.trainer import checkpoint_steps, one_line_errors
 
 
@@ -70,6 +71,7 @@ class LatentSplatPipeline(VanillaPipeline):
             _check_run(config.datamanager.run_dir)
             make_ffmpeg_visible()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
+        self._model = unwrapped(self._model)
         if training:
             self.model.prepare_training()
         self.model.set_scene(self.datamanager.scene)
@@ -101,9 +103,9 @@ class LatentSplatPipeline(VanillaPipeline):
 
     @profiler.time_function
     def get_train_loss_dict(self, step: int) -> Tuple[Dict, Dict, Dict]:
-        """Outputs, losses and metrics of one step. All of it is computed inside the (possibly DDP-wrapped) model."""
+        """Outputs, losses and metrics of one step."""
         batch, skips = self.datamanager.next_train(step)
-        outputs = self._model(batch, self.datamanager.stream.noise_seed(step))
+        outputs = self.model(batch, self.datamanager.stream.noise_seed(step))
         return outputs, outputs["losses"], {**outputs["metrics"], **skips}
 
     def get_param_groups(self) -> Dict[str, List[Parameter]]:

@@ -64,7 +64,7 @@ class PredictedScene:
 class SceneModel(SplatfactoModel):
     """Renders the active scene for any nerfstudio camera. Subclasses hold the network and the options.
 
-    Scene tensors are plain attributes: they are no part of checkpoints and are not broadcast by DDP.
+    Scene tensors are plain attributes: they are no part of checkpoints, and every rank has its own.
     """
 
     config: Any  # of the subclass, with the options of how a scene is shown

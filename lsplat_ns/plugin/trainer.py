@@ -26,6 +26,7 @@ from lsplat_ns.plugin.captures import open_dataparser
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
+from lsplat_ns.plugin.ranks import spread_from_first
 
 MOST_SKIPPED_IN_A_ROW = 100
 """Steps without a finite gradient before training gives up."""
@@ -261,6 +262,7 @@ class LatentSplatTrainer(Trainer):
         """
         started, waited = time.perf_counter(), self.pipeline.datamanager.seconds_waited
         optimizers, before = self.optimizers, self.optimizers.skipped_steps
+        spread_from_first(self.pipeline.model.buffers())  # running statistics are of each rank's own examples
         statistics = [buffer.clone() for buffer in self.pipeline.model.buffers()]
         loss, losses, metrics = super().train_iteration(step)
         if optimizers.skipped_steps > before:

@@ -86,7 +86,7 @@ def pixel_cameras(
 
 def least_depth(cameras: Cameras, near_cull: float) -> Tensor:
     """``z_min`` of :class:`PixelCameras`, from ``near_cull`` times the near distance. Waits for the GPU."""
-    return (near_cull * cameras.near).cpu()
+    return near_cull * cameras.near.cpu()
 
 
 def matrices_in_pixels(

@@ -80,13 +80,29 @@ def report(curves: dict[str, list[Curves]]) -> float:
     return largest
 
 
+def load(path: Path | None) -> dict[str, list[Curves]]:
+    """Curves that :func:`save` wrote; empty lists where there are none."""
+    stored = json.loads(path.read_text()) if path is not None and path.is_file() else {}
+    return {
+        precision: [{name: np.array(values) for name, values in run.items()} for run in stored.get(precision, [])]
+        for precision in PRECISIONS
+    }
+
+
+def save(curves: dict[str, list[Curves]], path: Path) -> None:
+    """Write all curves as JSON."""
+    plain = {p: [{n: v.tolist() for n, v in run.items()} for run in runs] for p, runs in curves.items()}
+    path.write_text(json.dumps(plain))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--compiled", action="store_true", help="compile the training in bfloat16")
-    parser.add_argument("--curves", type=Path, help="JSON file to write all curves to")
+    parser.add_argument("--curves", type=Path, help="JSON file of curves: those in it are not trained again")
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=PRECISIONS, help="what to train")
     parser.add_argument("--tiny", action="store_true", help="latentsplat-tiny instead, to try this on a CPU")
     options = parser.parse_args()
     config = tiny_trainer("latentsplat-tiny") if options.tiny else mid_size_trainer(options.steps, batch_size=2)
@@ -94,18 +110,18 @@ def main() -> None:
     config.optimizers["generator"]["scheduler"].warm_up_steps = 50
     config.pipeline.datamanager.data = options.data
     config.pipeline.model.perceptual, config.pipeline.model.schedule = "lpips", LossSchedule().scaled(SHORTER)
+    curves = load(options.curves)
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         write_random_perceptual_weights(Path(folder))
         os.environ[WEIGHTS_FOLDER_VARIABLE] = folder
-        curves = {
-            precision: [train(config, seed, precision, options.compiled, Path(folder)) for seed in range(options.seeds)]
-            for precision in PRECISIONS
-        }
-    if options.curves is not None:
-        plain = {p: [{n: v.tolist() for n, v in run.items()} for run in runs] for p, runs in curves.items()}
-        options.curves.write_text(json.dumps(plain))
-    sys.exit(report(curves) > 1)
+        for precision in options.precision:
+            for seed in range(len(curves[precision]), options.seeds):
+                curves[precision].append(train(config, seed, precision, options.compiled, Path(folder)))
+                if options.curves is not None:
+                    save(curves, options.curves)
+    if all(curves.values()):
+        sys.exit(report(curves) > 1)
 
 
 if __name__ == "__main__":

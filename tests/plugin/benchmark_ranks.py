@@ -1,6 +1,6 @@
 """Throughput of training on one and on several GPUs: ``python tests/plugin/benchmark_ranks.py DATA``.
 
-Real training by nerfstudio's launcher, trainer and DDP, real examples from loader processes, the published model with
+Real training by nerfstudio's launcher and trainer, real examples from loader processes, the published model with
 random weights in bfloat16: its image stage (mse and LPIPS) and its full stage (decoder and GAN). DATA are rooms of at
 least 30 frames of 256x256. Prints examples per second, the speed-up, and whether all ranks hold the same parameters.
 """
