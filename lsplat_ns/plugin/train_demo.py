@@ -92,6 +92,13 @@ def _read_initial(path: Path, method: str) -> _Begun:
     weights, provenance = read_demo_weights(path)
     if provenance.get("method") != method:
         raise CheckpointMismatch(f"{path} holds weights of {provenance.get('method')}, not of {method}")
+    if method == METHODS["mvldm"]:
+        try:
+            network_from_plain(provenance["network"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointMismatch(
+                f"{path} states no network that can be built ({error}); give a file that lsplat train-demo wrote"
+            ) from None
     return _Begun(weights, provenance)
 
 

@@ -195,6 +195,17 @@ def test_weights_of_the_other_system_are_refused_before_scenes_are_made(
         training.train_demo("mvldm", tmp_path, 2, WEIGHTS)
 
 
+@pytest.mark.parametrize("said", [{}, {"network": {"layers": 3}}, {"network": {"denoiser": 3}}])
+def test_weights_that_state_no_network_are_refused_in_one_line(
+    said: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "scenes_in", lambda folder, config: pytest.fail("scenes were made"))
+    file = tmp_path / "some.safetensors"
+    demo_weights.write_demo_weights(file, {"a": torch.zeros(2)}, {"method": "mvldm-tiny", **said})
+    with pytest.raises(CheckpointMismatch, match=r"some\.safetensors states no network that can be built"):
+        training.train_demo("mvldm", tmp_path, 2, file)
+
+
 def on_a_cpu(recipe):
     """The recipe with little work per step."""
 

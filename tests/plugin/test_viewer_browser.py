@@ -21,10 +21,10 @@ from browser_tour import PATIENCE, Film, Visit
 from conftest import BIN, Run
 from PIL import Image
 from ports import free_port
-from untrained_runs import write_untrained_mvldm
 from viser_tab import without_lost_pings
 
 from lsplat_ns.checkpoints.exports import read_ply
+from lsplat_ns.plugin.demo import generator_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -166,10 +166,10 @@ class Toured:
 
 @pytest.fixture
 def toured(request: pytest.FixtureRequest, tmp_path: Path) -> Toured:
-    """The shipped latentSplat and an untrained MV-LDM; for another film LSPLAT_TOUR_RUN names another config.yml, in
-    the outputs folder of where it was trained, and LSPLAT_TOUR_MVLDM another folder."""
+    """The shipped latentSplat and MV-LDM; for another film LSPLAT_TOUR_RUN names another config.yml, in the outputs
+    folder of where it was trained, and LSPLAT_TOUR_MVLDM another folder."""
     if (mvldm := os.environ.get("LSPLAT_TOUR_MVLDM")) is None:
-        mvldm, note = write_untrained_mvldm(tmp_path / "mvldm"), " This one is untrained: it makes noise."
+        mvldm, note = generator_run(tmp_path / "mvldm-tiny"), " This one is tiny: it knows rooms like these, blurred."
     else:
         mvldm, note = Path(mvldm).resolve(), ""
     if (config := os.environ.get("LSPLAT_TOUR_RUN")) is not None:
