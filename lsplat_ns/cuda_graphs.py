@@ -21,8 +21,8 @@ U = TypeVar("U")
 WARM_UP_CALLS = 3
 PLAIN_CALLS = 2
 """Calls with the same tensors before a graph is worth its capture, which takes as long as five calls."""
-MOST_REPEATED = 8
-"""Graphs of repeated calls that are kept, each with its memory."""
+MOST_REPEATED = 4
+"""Graphs of repeated calls that are kept, each with its memory: 50 MB for one view of the published model."""
 
 
 class CapturedCall:

@@ -7,6 +7,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,7 @@ class GeneratePart:
             self._lift = gui.add_button("Lift accepted views", visible=False, hint="Into the scene, as a layer")
             self._discard = gui.add_button("Discard all", visible=False)
             self._add_layer_widgets()
+        self._run.on_update(by_a_person(lambda _: self._propose_guidance()))
         self._begin.on_click(lambda event: self._start(event.client, self._where.value))
         self._lift.on_click(lambda _: panel.scenes.start_latest(self._lift_accepted))
         self._discard.on_click(lambda _: self._forget_proposal(delete=True))
@@ -91,6 +93,14 @@ class GeneratePart:
         self._undo.on_click(lambda _: panel.scenes.start_latest(self._undo_last))
 
     # --------------------------------------------------------------------------------------------------- generating
+
+    def _propose_guidance(self) -> None:
+        """Follow what a run recommends, once a whole path is typed."""
+        from lsplat_ns.plugin.generating import guidance_of
+        from lsplat_ns.plugin.scene_generation import chosen_run
+
+        with suppress(LsplatError, OSError, RuntimeError):  # a path that is being typed can be anything
+            self._guidance.value = guidance_of(chosen_run(self._run.value))
 
     def cancel(self) -> None:
         """Cancel the generation that runs, if one does."""
