@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -143,11 +144,12 @@ def noted_image_size(run: Path) -> tuple[int, int] | None:
 
 
 def noted_guidance(run: Path) -> float | None:
-    """The strength of guidance that the provenance of a run recommends; None where it notes none."""
+    """The strength of guidance that the provenance of a run recommends; None where it notes none that can be."""
     try:
-        return float(json.loads((run / PROVENANCE).read_text())[GUIDANCE])
-    except (OSError, ValueError, KeyError, TypeError):
+        guidance = float(json.loads((run / PROVENANCE).read_text())[GUIDANCE])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
+    return guidance if 0 <= guidance < math.inf else None
 
 
 def network_from_plain(values: Mapping[str, Any]) -> MultiViewDiffusionConfig:

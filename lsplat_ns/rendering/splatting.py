@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
@@ -168,7 +168,7 @@ def _seen_again(
     z_min = least_depth(cameras, config.near_cull)
     planes = set(z_min.flatten().tolist())  # gsplat has one near plane per call
     views = cameras.near.shape[1]
-    if len(gaussians.means) > 1 or len(planes) > 1 or len(_view_groups(gaussians.count, views)) > 1:
+    if len(gaussians.means) > 1 or len(planes) != 1 or len(_view_groups(gaussians.count, views)) > 1:
         return None
     (near,) = planes
     drawn = [part for part in harmonics if part is not None]
@@ -184,7 +184,7 @@ def _seen_again(
         return projected, projected.with_depth(values)
 
     tensors = (gaussians.means, gaussians.covariances, gaussians.opacities, *drawn)
-    kind = (size, views, near, *[part is None for part in harmonics], *astuple(config))
+    kind = (size, views, near, *[part is None for part in harmonics], *vars(config).values())
     given = (cameras.world_from_camera, cameras.intrinsics_norm)
     with parts.repeated.result(tensors, kind, before_sorting, given) as (projected, values):
         return [sort(projected, size).draw(values)]

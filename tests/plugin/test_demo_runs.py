@@ -31,6 +31,12 @@ def assets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "assets"
 
 
+@pytest.mark.parametrize("noted", ["NaN", "-2", "Infinity", '"much"', "null", "1" + 400 * "0"])
+def test_a_guidance_that_cannot_be_is_taken_for_none(noted: str, tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text(f'{{"guidance": {noted}}}')
+    assert guidance_of(tmp_path) == 3.0
+
+
 def test_the_generator_is_made_once_and_knows_which_size_it_was_trained_at(assets: Path, tmp_path: Path) -> None:
     run = generator_run(tmp_path / "generator")
     weights, _ = demo_weights.read_demo_weights(assets / "mvldm-tiny.safetensors")

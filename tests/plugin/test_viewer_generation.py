@@ -154,9 +154,11 @@ def test_without_a_checkpoint_one_message_says_what_to_do(shown: Shown, tab: Tab
 
 def test_guidance_follows_the_run_that_is_typed(tab: Tab, mvldm: Path, tmp_path: Path) -> None:
     careful = Path(shutil.copytree(mvldm, tmp_path / "careful"))
-    notes = careful / "provenance.json"
-    notes.write_text(json.dumps({**(json.loads(notes.read_text()) if notes.is_file() else {}), "guidance": 1.5}))
-    for run, wanted in ((careful, 1.5), (mvldm, 3.0), (careful, 1.5), ("/nowhere", 1.5), ("x" * 5000, 1.5)):
+    strong = Path(shutil.copytree(mvldm, tmp_path / "strong"))
+    for folder, guidance in ((careful, 1.5), (strong, 50)):
+        (folder / "provenance.json").write_text(json.dumps({"guidance": guidance}))
+    asked = ((careful, 1.5), (strong, 10), (mvldm, 3.0), (careful, 1.5), ("/nowhere", 1.5), ("x" * 5000, 1.5))
+    for run, wanted in asked:
         tab.set("MV-LDM run", str(run))
         tab.wait(lambda: tab.value("Guidance") == wanted, f"guidance {wanted}")  # noqa: B023
     tab.set("MV-LDM run", str(mvldm))

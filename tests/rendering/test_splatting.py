@@ -12,13 +12,14 @@ from rendering.benchmark_splatting import cameras_on_an_arc, unprojected_scene
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lsplat_ns.cuda_graphs import RepeatedCalls
 from lsplat_ns.errors import ConfigError, MissingExtra, ShapeMismatch
 from lsplat_ns.geometry.harmonics import dc_from_rgb, harmonic_basis
 from lsplat_ns.rendering import gsplat_adapter, splatting
-from lsplat_ns.rendering.compositing import ORIGINAL_RULES
+from lsplat_ns.rendering.compositing import GSPLAT_RULES, ORIGINAL_RULES
 from lsplat_ns.rendering.rasterization import Ellipsoids, pixel_cameras
 from lsplat_ns.rendering.reference import rasterize_in_pytorch
-from lsplat_ns.rendering.splatting import SplattingConfig, gsplat_status, splat
+from lsplat_ns.rendering.splatting import SplattingConfig, SplattingParts, gsplat_status, splat
 from lsplat_ns.scene import Cameras, Gaussians
 
 NAMES = ("means", "covariances", "opacities", "color_harmonics", "feature_harmonics")
@@ -348,3 +349,36 @@ def test_missing_compilers_are_named(monkeypatch):
         assert status is None or "nvcc" in status or "pip install gsplat" in status
     finally:
         gsplat_status.cache_clear()
+
+
+class _Sorted:
+    """Stands in for gsplat's half of a view that may come from a graph: the reference draws what it was given."""
+
+    def __init__(self, ellipsoids, cameras, size, near, blur):
+        assert blur == pytest.approx(GSPLAT_RULES.blur) and near == cameras.z_min[0]
+        self.draw_values = lambda values: rasterize_in_pytorch(ellipsoids, values, cameras, size)
+
+    def with_depth(self, values):
+        return values
+
+    def draw(self, values):
+        return self.draw_values(values)
+
+
+@pytest.mark.parametrize("what", [{}, {"color": False}, {"features": False}])
+def test_what_a_graph_would_hold_is_what_is_drawn_without_it(what, monkeypatch):
+    scene, size = unprojected_scene(16), (24, 40)
+    wanted = [splat(scene, cameras_on_an_arc(count), size, **what) for count in (1, 2)]
+    monkeypatch.setattr(splatting, "_draws_with_gsplat", lambda config, gaussians: True)
+    monkeypatch.setattr(splatting, "project", _Sorted)
+    monkeypatch.setattr(splatting, "sort", lambda projected, size: projected)
+    parts = SplattingParts(repeated=RepeatedCalls())
+    with torch.no_grad():
+        drawn = [splat(scene, cameras_on_an_arc(count), size, parts=parts, **what) for count in (1, 2)]
+    assert len(parts.repeated._calls) == 2  # each number of views has its own
+    for actual, expected in zip(drawn, wanted, strict=True):
+        for name in ("color", "features", "alpha", "depth_z"):
+            if getattr(expected, name) is None:
+                assert getattr(actual, name) is None
+            else:
+                assert torch.equal(getattr(actual, name), getattr(expected, name)), name

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 HERE = "from here"
 VIEWS = 3
 """Views that are asked for by default: with two photos as many as MV-LDM sees at once."""
+MOST_GUIDANCE = 10.0
+"""Where the slider ends."""
 ACCEPTED, DECLINED, LIFTED = (255, 150, 60), (120, 130, 140), (190, 110, 40)
 """Colours of frusta."""
 SCORES = "Inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
@@ -67,7 +69,8 @@ class GeneratePart:
             steps, hint = 70 if on_gpu else QUICK_STEPS, "70 of ddim is the published number"
             self._steps = gui.add_number("Steps", steps, min=1, max=1000, step=1, hint=hint)
             hint = "1 is none, and takes half the time; 3 is the published one"
-            self._guidance = gui.add_slider("Guidance", 0.0, 10.0, 0.5, guidance_of(run), hint=hint)
+            strength = min(guidance_of(run), MOST_GUIDANCE)
+            self._guidance = gui.add_slider("Guidance", 0.0, MOST_GUIDANCE, 0.5, strength, hint=hint)
             self._seed = gui.add_number("Noise seed", 0, min=0, step=1)
             self._begin = gui.add_button("Generate", hint="The scene can be looked at meanwhile")
             self._progress = ProgressRow(gui, "Cancel generation")
@@ -100,7 +103,7 @@ class GeneratePart:
         from lsplat_ns.plugin.scene_generation import chosen_run
 
         with suppress(LsplatError, OSError, RuntimeError):  # a path that is being typed can be anything
-            self._guidance.value = guidance_of(chosen_run(self._run.value))
+            self._guidance.value = min(guidance_of(chosen_run(self._run.value)), MOST_GUIDANCE)
 
     def cancel(self) -> None:
         """Cancel the generation that runs, if one does."""
