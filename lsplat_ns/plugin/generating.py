@@ -165,7 +165,7 @@ def generate_frames(
     cancelled: Callable[[], bool] | None = None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Generate the frames that a folder lacks and store each group as it is done.
+    """Generate the frames that a folder lacks and store each group as it is done. No stored frame is written again.
 
     Where the GPU's memory is too small, the autoencoder moves to main memory while it is not used, which changes no
     image. Where that is not enough, groups of views become smaller and stay so, in later calls for this folder as well.
@@ -193,7 +193,8 @@ def generate_frames(
         try:
             for group in groups:
                 for frame, image in zip(group.frames, group.images, strict=True):
-                    folder.write_image(frame, image)
+                    if frame not in stored:  # an interruption between two frames leaves a part of a group
+                        folder.write_image(frame, image)
             return
         except torch.cuda.OutOfMemoryError:
             del groups  # holds the tensors of the failed step

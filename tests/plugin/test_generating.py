@@ -178,6 +178,35 @@ def test_an_interrupted_sequence_goes_on_to_the_very_same_images(
     assert f"{len(kept) - 1} of 9 frames are there already" in lines[-1]
 
 
+@pytest.mark.parametrize("mode", ["anchored", "autoregressive"])
+def test_frames_of_a_group_that_was_stored_in_part_are_kept(
+    mode: str, run: Path, task: GenerationTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(QUICK, plan=ViewPlanConfig(mode))
+    whole = images_of(generate_into(run, task, tmp_path / "whole", options, say=lambda _: None).path)
+    write, written, lines = GeneratedFolder.write_image, [], []
+
+    def interrupted(folder: GeneratedFolder, frame: int, image: torch.Tensor) -> None:
+        if len(written) == 6:  # the given view, a group of anchors or targets, one frame of the next
+            raise KeyboardInterrupt
+        written.append(frame)
+        write(folder, frame, image)
+
+    monkeypatch.setattr(GeneratedFolder, "write_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        generate_into(run, task, tmp_path / "out", options, say=lines.append)
+    kept = tuple(written[1:])
+    assert len(kept) == 5 and "5 of 9 frames are kept" in lines[-1]
+    for frame in kept:  # whatever is drawn again, what the user was told of stays
+        os.utime(tmp_path / "out" / "images" / f"{frame:06d}.png", (1, 1))
+
+    monkeypatch.setattr(GeneratedFolder, "write_image", write)
+    after = generate_into(run, task, tmp_path / "out", options, say=lines.append)
+    assert all(after.image_file(frame).stat().st_mtime == 1 for frame in kept)
+    assert all(np.array_equal(image, whole[name]) for name, image in images_of(after.path).items())
+    assert len(images_of(after.path)) == len(whole) == 10
+
+
 def test_generation_ends_within_one_step_of_being_cancelled(run: Path, task: GenerationTask, tmp_path: Path) -> None:
     steps: list[GenerationProgress] = []
     folder = GeneratedFolder.claim(tmp_path / "out", describe_request(run, task, QUICK))
