@@ -37,8 +37,8 @@ class GenerateOptions:
     pivot: float = 2.0
     """Distance of the point that orbit and spiral look at, in the same units as reach."""
     scale: Optional[float] = None
-    """Factor on a scene's camera positions; by default 1 for one given frame, as published, and 1 / their distance for
-    more."""
+    """Factor on a scene's camera positions; by default 1 / the distance of the given frames, as in training. One given
+    frame takes that of the two context frames of the scene's entry, or 1, as published, where the entry has one."""
     fov: Optional[float] = None
     """Field of view in degrees across the longer side of the photos; by default from EXIF."""
     size: Optional[str] = None

@@ -79,8 +79,8 @@ class SceneRequest:
     limit_frames: int | None = None
     """Take the first so many of the scene's own cameras."""
     scale: float | None = None
-    """Factor on camera positions; by default 1 for one given frame (as published), and 1 / their distance for more
-    (as in training)."""
+    """Factor on camera positions; by default 1 / the distance of the given frames, as in training. One given frame
+    takes that of the two context frames of the scene's entry in the index, or 1, as published, where it has one."""
 
     def __post_init__(self) -> None:
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
@@ -99,7 +99,8 @@ class SceneRequest:
         given = entry.context[:1] if self.context is None else tuple(self.context)
         video.check_frames(given)
         _check_covers(f"frame {given[0]} of scene {video.scene}", video.read_size(given[0]), size)
-        scale = network_scale(video, given, PreparationConfig(size)) if self.scale is None else self.scale
+        measured = given if len(given) > 1 else entry.context[:2]
+        scale = network_scale(video, measured, PreparationConfig(size)) if self.scale is None else self.scale
         context = read_views(video, given, size, scale)
         if trajectory is not None:
             return _task_of_path(video.scene, context, trajectory, scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from demo_captures import room, write_capture
 from PIL import Image
 
 from lsplat_ns.cli import Command
+from lsplat_ns.data.view_sampling import read_evaluation_index
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.trajectories import PathConfig
 from lsplat_ns.plugin.generated_folder import in_order
@@ -49,12 +51,23 @@ def test_numbers_count_the_evaluation_index_and_ids_go_first() -> None:
         _resolve(None, dataparser, listed)
 
 
-def test_one_given_frame_keeps_the_scale_of_the_data_and_two_are_one_apart(rooms: Path) -> None:
-    one = SceneRequest(rooms, "0", context=(0,)).task(SIZE, None)
+def test_one_given_frame_keeps_the_scale_where_the_index_knows_no_other(rooms: Path, tmp_path: Path) -> None:
+    listed = read_evaluation_index(rooms / "evaluation_index.json")
+    scene, (entry, *_) = next(iter(listed.items()))
+    pair = SceneRequest(rooms, scene, context=entry.context).task(SIZE, None)
+    alone = [SceneRequest(rooms, scene, context=context).task(SIZE, None) for context in (None, (entry.target[0],))]
+    assert [len(task.given) for task in alone] == [1, 1]
+    assert [task.scale for task in alone] == [pair.scale, pair.scale] and abs(pair.scale - 1) > 0.05
+    # As in MV-LDM's published index of videos: the first frame is given, and nothing tells a scale.
+    published = {scene: {"context": list(entry.context[:1]), "target": list(entry.target)}}
+    (tmp_path / "index.json").write_text(json.dumps(published))
+    assert SceneRequest(rooms, scene, tmp_path / "index.json").task(SIZE, None).scale == 1
+
+
+def test_given_frames_are_one_apart_and_cameras_are_written_in_the_units_of_the_data(rooms: Path) -> None:
+    one = SceneRequest(rooms, "0", context=(0,), scale=1.0).task(SIZE, None)
     two = SceneRequest(rooms, "0", context=(0, 9)).task(SIZE, None)
-    assert one.scale == 1 and (two.context.cameras.origins[0, 0] - two.context.cameras.origins[0, 1]).norm() == (
-        pytest.approx(1)
-    )
+    assert (two.context.cameras.origins[0, 0] - two.context.cameras.origins[0, 1]).norm() == pytest.approx(1)
     shared = [frame for frame in one.frames if frame in two.frames]
     origins = [t.cameras.origins[0, [t.frames.index(frame) for frame in shared]] / t.scale for t in (one, two)]
     torch.testing.assert_close(*origins)
