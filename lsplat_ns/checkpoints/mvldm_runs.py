@@ -19,9 +19,9 @@ from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
 from lsplat_ns.mvldm import MultiViewDiffusion, MultiViewDiffusionConfig
 
 CONFIG, WEIGHTS, PROVENANCE = "mvldm.json", "mvldm.safetensors", "provenance.json"
-IMAGE_SIZE = "image_size"
-GUIDANCE = "guidance"
-"""What provenance.json notes of a run that nerfstudio did not train: the [height, width] that it was trained at."""
+IMAGE_SIZE, GUIDANCE = "image_size", "guidance"
+"""What provenance.json notes of a run that nerfstudio did not train: the [height, width] that it was trained at, and
+the strength of guidance that suits it."""
 FORMAT = 1
 
 T = TypeVar("T")

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Literal, Mapping, Optional, Tuple, Type
+from typing import Dict, Iterator, List, Optional, Tuple, Type
 
 import torch
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import profiler
 from nerfstudio.utils.rich_utils import CONSOLE
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -18,16 +18,15 @@ from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import LsplatError, SceneDataError
 from lsplat_ns.evaluation.image_folders import scene_folder_name
 from lsplat_ns.evaluation.metrics import psnr, ssim
-from lsplat_ns.plugin.datamanager import LatentSplatDataManager, LatentSplatDataManagerConfig
-from lsplat_ns.plugin.loading import model_state
+from lsplat_ns.plugin.datamanager import LatentSplatDataManagerConfig
 from lsplat_ns.plugin.mvldm_model import MvldmModel, MvldmModelConfig
-from lsplat_ns.plugin.ranks import unwrapped
-from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig, one_line_errors
+from lsplat_ns.plugin.trained_pipeline import TrainedPipeline, TrainedPipelineConfig
+from lsplat_ns.plugin.trainer import LatentSplatTrainer, LatentSplatTrainerConfig
 from lsplat_ns.scene import SceneBatch
 
 
 @dataclass
-class MvldmPipelineConfig(VanillaPipelineConfig):
+class MvldmPipelineConfig(TrainedPipelineConfig):
     """Data and model of MV-LDM."""
 
     _target: Type = field(default_factory=lambda: MvldmPipeline)
@@ -37,52 +36,12 @@ class MvldmPipelineConfig(VanillaPipelineConfig):
     model: MvldmModelConfig = field(default_factory=MvldmModelConfig)
     """Networks and their training."""
 
-    def setup(self, **kwargs: Any) -> "MvldmPipeline":
-        """Build the pipeline; a user error ends the program with one line."""
-        with one_line_errors():
-            return super().setup(**kwargs)
 
-
-class MvldmPipeline(VanillaPipeline):
+class MvldmPipeline(TrainedPipeline):
     """nerfstudio's pipeline over many scenes, for a model that generates views."""
 
     config: MvldmPipelineConfig
-    datamanager: LatentSplatDataManager
     model: MvldmModel
-
-    def __init__(
-        self,
-        config: MvldmPipelineConfig,
-        device: str,
-        test_mode: Literal["test", "val", "inference"] = "val",
-        world_size: int = 1,
-        local_rank: int = 0,
-        grad_scaler: Optional[Any] = None,
-    ) -> None:
-        super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        self._model = unwrapped(self._model)
-        if test_mode == "val":
-            self.model.prepare_training()
-
-    # ------------------------------------------------------------------------------------------------- training
-
-    @profiler.time_function
-    def get_train_loss_dict(self, step: int) -> Tuple[Dict, Dict, Dict]:
-        """Outputs, losses and metrics of one step."""
-        batch, skips = self.datamanager.next_train(step)
-        outputs = self.model(batch, self.datamanager.stream.noise_seed(step))
-        return outputs, outputs["losses"], {**outputs["metrics"], **skips}
-
-    def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
-        """Load a checkpoint strictly. Raises SystemExit, with one line, if it does not fit."""
-        with one_line_errors():
-            state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
-            self.model.update_to_step(step)
-            self.load_state_dict(state)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: Optional[bool] = None) -> None:
-        """Load the model's part of a checkpoint. Raises CheckpointMismatch if keys or shapes differ."""
-        self.model.load_state_dict(model_state(state_dict))
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -160,7 +119,7 @@ class MvldmPipeline(VanillaPipeline):
                 video = datamanager.dataparser.read_scene(scene)
                 yield make_example(video, choice, datamanager.config.preparation)
             except SceneDataError as error:
-                CONSOLE.print(f"[yellow]Skipped scene {scene}: {error}")
+                CONSOLE.print(f"[yellow]Skipped scene {escape(scene)}: {escape(str(error))}")
 
 
 def _save_images(example: SceneBatch, images: Tensor, output_path: Path) -> None:

@@ -5,10 +5,9 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Dict, List, Literal, Mapping, Optional, Tuple, Type
+from typing import Any, Dict, List, Literal, Optional, Tuple, Type
 
 import torch
-from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils import profiler
 from nerfstudio.utils.rich_utils import CONSOLE
 from rich.markup import escape
@@ -22,17 +21,16 @@ from lsplat_ns.evaluation.metrics import find_image_metrics
 from lsplat_ns.evaluation.protocol import OURS
 from lsplat_ns.evaluation.results import EvaluationFolder, flat_results
 from lsplat_ns.plugin.active_scene import ActiveScene
-from lsplat_ns.plugin.datamanager import ContextChoice, LatentSplatDataManager, LatentSplatDataManagerConfig
+from lsplat_ns.plugin.datamanager import ContextChoice, LatentSplatDataManagerConfig
 from lsplat_ns.plugin.evaluation_data import ActiveSceneData, indexed_scenes
-from lsplat_ns.plugin.loading import model_state
 from lsplat_ns.plugin.model import LatentSplatModel, LatentSplatModelConfig
 from lsplat_ns.plugin.optimizers import LR_FACTOR
-from lsplat_ns.plugin.ranks import unwrapped
+from lsplat_ns.plugin.trained_pipeline import TrainedPipeline, TrainedPipelineConfig
 from lsplat_ns.plugin.trainer import checkpoint_steps, one_line_errors
 
 
 @dataclass
-class LatentSplatPipelineConfig(VanillaPipelineConfig):
+class LatentSplatPipelineConfig(TrainedPipelineConfig):
     """Data and model of a feed-forward method."""
 
     _target: Type = field(default_factory=lambda: LatentSplatPipeline)
@@ -44,17 +42,11 @@ class LatentSplatPipelineConfig(VanillaPipelineConfig):
     evaluation: Literal["sample", "mode"] = "sample"
     """Evaluate draws, as published (seeded per entry), or modes."""
 
-    def setup(self, **kwargs: Any) -> "LatentSplatPipeline":
-        """Build the pipeline; a user error ends the program with one line."""
-        with one_line_errors():
-            return super().setup(**kwargs)
 
-
-class LatentSplatPipeline(VanillaPipeline):
+class LatentSplatPipeline(TrainedPipeline):
     """nerfstudio's pipeline over many scenes."""
 
     config: LatentSplatPipelineConfig
-    datamanager: LatentSplatDataManager
     model: LatentSplatModel
 
     def __init__(
@@ -66,14 +58,10 @@ class LatentSplatPipeline(VanillaPipeline):
         local_rank: int = 0,
         grad_scaler: Optional[Any] = None,
     ) -> None:
-        training = test_mode == "val"
-        if not training:
+        if test_mode != "val":
             _check_run(config.datamanager.run_dir)
             make_ffmpeg_visible()
         super().__init__(config, device, test_mode, world_size, local_rank, grad_scaler)
-        self._model = unwrapped(self._model)
-        if training:
-            self.model.prepare_training()
         self.model.set_scene(self.datamanager.scene)
         self.model.viewer_control.pipeline = self
         if local_rank == 0:
@@ -101,13 +89,6 @@ class LatentSplatPipeline(VanillaPipeline):
 
     # ------------------------------------------------------------------------------------------------- training
 
-    @profiler.time_function
-    def get_train_loss_dict(self, step: int) -> Tuple[Dict, Dict, Dict]:
-        """Outputs, losses and metrics of one step."""
-        batch, skips = self.datamanager.next_train(step)
-        outputs = self.model(batch, self.datamanager.stream.noise_seed(step))
-        return outputs, outputs["losses"], {**outputs["metrics"], **skips}
-
     def get_param_groups(self) -> Dict[str, List[Parameter]]:
         """Parameter groups; each parameter knows the effective batch size, which scales some learning rates."""
         groups = super().get_param_groups()
@@ -118,25 +99,10 @@ class LatentSplatPipeline(VanillaPipeline):
         return groups
 
     def load_pipeline(self, loaded_state: Dict[str, Any], step: int) -> None:
-        """Load a checkpoint strictly.
-
-        Raises:
-            SystemExit: With one line, if it does not fit; nerfstudio would silently load what fits.
-        """
-        with one_line_errors():
-            state = {key.removeprefix("module."): value for key, value in loaded_state.items()}
-            self.model.update_to_step(step)
-            self.load_state_dict(state)
+        """Load a checkpoint strictly; tools that show a run may then compute faster."""
+        super().load_pipeline(loaded_state, step)
         if self.test_mode != "val":
             self.model.accelerate()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: Optional[bool] = None) -> None:
-        """Load the model's part of a checkpoint, also one written under DDP.
-
-        Raises:
-            CheckpointMismatch: If keys or shapes differ.
-        """
-        self.model.load_state_dict(model_state(state_dict))
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
