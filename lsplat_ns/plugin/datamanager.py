@@ -4,7 +4,7 @@ import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
+from typing import TYPE_CHECKING, Dict, Iterator, List, Literal, Optional, Tuple, Type, Union
 
 import torch
 import tyro
@@ -26,7 +26,7 @@ from lsplat_ns.data.sources import VideoList
 from lsplat_ns.data.streams import StreamConfig, TrainingBatch, TrainingStream, training_batches
 from lsplat_ns.data.view_sampling import ViewSamplingConfig
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.plugin.active_scene import SIDECAR, ActiveScene, SceneDataset
+from lsplat_ns.plugin.active_scene import ActiveScene, SceneDataset
 from lsplat_ns.plugin.added_photos import added_capture, added_scenes
 from lsplat_ns.plugin.captures import (
     CaptureContextConfig,
@@ -37,6 +37,7 @@ from lsplat_ns.plugin.captures import (
     video_from_dataparser,
 )
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser
+from lsplat_ns.plugin.scene_notes import SceneNotes
 from lsplat_ns.scene import SceneBatch
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         self.dataparser = open_dataparser(config.dataparser)
         self.includes_time = False
         self.skips = SkipTally()
-        self._remembered = self._read_sidecar()
+        self.notes = SceneNotes(config.run_dir)
         scene, self.scene_source = self._first_scene()
         self._show(scene)
         self.exclude_batch_keys_from_device = self.train_dataset.exclude_batch_keys_from_device
@@ -177,6 +178,10 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         """
         ids = self.scene_ids()
         scene = ids[int(scene)] if scene not in ids and scene.isdecimal() and int(scene) < len(ids) else scene
+        if scene not in ids and not self.has_many_scenes:
+            raise SceneDataError(f"no scene {scene!r} here; the run's data hold {', '.join(ids)}")
+        if isinstance(context, tuple) and len(context) < 2:
+            raise SceneDataError(f"the network sees two context views or more, not {list(context)}")
         preparation = self.config.preparation
         if scene in added_scenes(self.config.run_dir):
             options = CaptureContextConfig(None if context == "auto" else context)
@@ -191,17 +196,8 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         return self._capture(context)
 
     def layers_of(self, scene: str) -> Tuple["GeneratedLayer", ...]:
-        """The generated layers that a scene had when it was last shown; none where they can no longer be read."""
-        notes = self._remembered.get("layers", {}).get(scene)
-        if not notes:
-            return ()
-        from lsplat_ns.plugin.generated_layers import read_layers
-
-        try:
-            return read_layers(notes, Path(self.config.run_dir))
-        except SceneDataError as error:
-            CONSOLE.print(f"[yellow]{escape(scene)} is shown without its generated views: {escape(str(error))}")
-            return ()
+        """The generated layers that a scene had when it was last shown, without those that can no longer be read."""
+        return self.notes.layers_of(scene)
 
     def show(self, scene: ActiveScene) -> None:
         """Make a scene the active one, and remember it and its layers beside the run.
@@ -211,24 +207,10 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         before = self.scene
         self._show(scene)
         self.setup_eval()
-        if self.config.run_dir is None:
-            return
-        run_dir = Path(self.config.run_dir)
-        earlier, now = ([layer.note(run_dir) for layer in one.layers] for one in (before, scene))
-        layers = {before.name: earlier, **self._remembered.get("layers", {}), scene.name: now}
-        layers = {name: notes for name, notes in layers.items() if notes}
-        self._remembered = {"scene": scene.name, "context": list(scene.choice.context)}
-        if layers:
-            self._remembered["layers"] = layers
-        try:
-            (run_dir / SIDECAR).write_text(json.dumps(self._remembered) + "\n")
-        except OSError as error:  # the run of somebody else can be looked at all the same
-            CONSOLE.print(f"[yellow]Other tools will not know of this scene: {escape(str(error))}")
-            return
-        if before.name == scene.name and before.layers:
+        if self.notes.remember(before, scene) and before.name == scene.name and before.layers:
             from lsplat_ns.plugin.generated_layers import delete_unreferenced
 
-            delete_unreferenced((layer.folder for layer in before.layers), run_dir)
+            delete_unreferenced((layer.folder for layer in before.layers), Path(self.config.run_dir))
 
     def load_scene(self, scene: str, context: ContextChoice = None) -> None:
         """Make another scene (or other context views) the active one, and remember it beside the run.
@@ -250,31 +232,16 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
             return self._with_saved_layers(self.dataparser.active_scene(preparation)), "from the options"
         if not self.has_many_scenes and self.config.context is not None:
             return self._with_saved_layers(self._capture(None)), "the capture, views from the options"
-        if note := self._remembered:
-            sidecar = Path(self.config.run_dir) / SIDECAR
+        if note := self.notes.read():
             try:
                 found = self.find_scene(str(note["scene"]), tuple(note["context"]))
                 found = replace(found, layers=self.layers_of(found.name))
-                return found, f"last chosen in the viewer, {sidecar}"
+                return found, f"last chosen in the viewer, {self.notes.file}"
             except (ValueError, KeyError, TypeError, SceneDataError) as error:
-                CONSOLE.print(f"[yellow]Ignoring {escape(str(sidecar))}: {escape(str(error))}")
+                self.notes.warn(f"Ignoring {self.notes.file}: {error}")
         if not self.has_many_scenes:
             return self._capture(None), f"the capture, views chosen by {self.config.context_choice}"
         return self.dataparser.active_scene(preparation), f"the first of {self.config.dataparser.scene_split}/"
-
-    def _read_sidecar(self) -> Dict[str, Any]:
-        """What was remembered beside the run; nothing where it cannot be read."""
-        sidecar = None if self.config.run_dir is None else Path(self.config.run_dir) / SIDECAR
-        if sidecar is None or not sidecar.is_file():
-            return {}
-        try:
-            note = json.loads(sidecar.read_text())
-            if not isinstance(note, dict) or not isinstance(note.get("layers", {}), dict):
-                raise ValueError("it is no note of a scene")
-        except (OSError, ValueError) as error:
-            CONSOLE.print(f"[yellow]Ignoring {escape(str(sidecar))}: {escape(str(error))}")
-            return {}
-        return note
 
     def _with_saved_layers(self, scene: ActiveScene) -> ActiveScene:
         if self.config.layers is None:
@@ -297,7 +264,8 @@ class LatentSplatDataManager(VanillaDataManager[SceneDataset]):
         """Say which scene is shown, and why."""
         *others, last = self.scene.choice.context
         frames = f"{', '.join(map(str, others))} and {last}"
-        CONSOLE.print(f"Scene [bold]{self.scene.name}[/bold] ({self.scene_source}), context frames {frames}")
+        name, source = escape(self.scene.name), escape(self.scene_source)
+        CONSOLE.print(f"Scene [bold]{name}[/bold] ({source}), context frames {frames}")
 
     # ------------------------------------------------------------------------------------------------- training
 

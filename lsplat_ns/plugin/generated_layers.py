@@ -78,6 +78,9 @@ def read_layer(folder: Path, frames: Sequence[int]) -> GeneratedLayer:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SceneDataError(f"{file} is no list of generated views: {error}") from None
     numbers, stored = tuple(frames), GeneratedFolder(folder)
+    for frame in numbers:
+        if not stored.image_file(frame).is_file():
+            raise SceneDataError(f"generated view {stored.image_file(frame)} is gone")
     video = PosedVideo(
         scene=folder.name,
         world_from_camera=opencv_from_opengl(poses),
@@ -102,7 +105,7 @@ def read_layers(notes: object, run_dir: Path) -> tuple[GeneratedLayer, ...]:
             folder = (run_dir / str(note["folder"])).resolve()
             frames = tuple(int(frame) for frame in note["frames"])
             shown = {"visible": bool(note.get("visible", True)), "opacity": float(note.get("opacity", 1.0))}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise SceneDataError(f"a generated layer is noted without what it takes ({error})") from None
         if not folder.is_relative_to(run_dir.resolve()):
             raise SceneDataError(f"{folder} is not in the folder of the run, {run_dir}")

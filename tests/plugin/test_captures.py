@@ -350,11 +350,19 @@ def test_views_chosen_in_a_viewer_are_remembered_beside_the_run(capture: Path, t
     manager.load_scene("room", (1, 7, 12))
     again = config.setup(test_mode="inference")
     assert again.scene.choice.context == (1, 7, 12) and "last chosen" in again.scene_source
+    for wrong in ("nonsense", "7", "../../etc", ""):
+        with pytest.raises(SceneDataError, match="the run's data hold room"):
+            manager.load_scene(wrong)
+    with pytest.raises(SceneDataError, match="two context views or more"):
+        manager.load_scene("room", (3,))
+    assert manager.scene.choice.context == (1, 7, 12)
     config.context = (0, 5)
     assert config.setup(test_mode="inference").scene.choice.context == (0, 5)
     config.context = None
     absent = [{"folder": "[/absent]", "frames": [1]}]
     (tmp_path / "active_scene.json").write_text(json.dumps({"scene": "room", "context": [1, 7], "layers": absent}))
+    assert config.setup(test_mode="inference").scene_source == "the capture, views chosen by overlap"
+    (tmp_path / "active_scene.json").write_text(json.dumps({"scene": "room", "context": [3]}))
     assert config.setup(test_mode="inference").scene_source == "the capture, views chosen by overlap"
 
 
