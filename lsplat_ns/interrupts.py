@@ -76,8 +76,20 @@ def termination_waits() -> Iterator[None]:
             signal.raise_signal(signal.SIGTERM)
 
 
+def end_when_terminated() -> None:
+    """From now on SIGTERM, and SIGHUP of a terminal that is closed, end the program as Ctrl-C does: cleaned up after.
+
+    Nothing changes where the program answers a signal already, and off the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # the latter is not there on Windows
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _unwind)
+
+
 def _unwind(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(number, signal.SIG_IGN)
     raise SystemExit(128 + number)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SWALLOWS = """
 import os, signal
 from lsplat_ns.interrupts import note_interrupts, raise_if_interrupted
@@ -89,3 +91,23 @@ assert inside() == signal.SIG_IGN == signal.getsignal(signal.SIGTERM)
 def test_a_programs_own_answer_to_termination_and_other_threads_are_left_alone() -> None:
     outcome = subprocess.run([sys.executable, "-c", ANSWERED], capture_output=True, text=True, check=False, timeout=60)
     assert outcome.returncode == 0, outcome.stderr
+
+
+ENDED = """
+import os, signal, sys
+from lsplat_ns.interrupts import end_when_terminated
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+end_when_terminated()
+try:
+    os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    print("goes on")
+finally:
+    print("cleaned up")
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_program_that_is_terminated_cleans_up_after_itself(name: str, code: int) -> None:
+    words = [sys.executable, "-c", ENDED, name]
+    outcome = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+    assert outcome.stdout.splitlines() == ["cleaned up"] and outcome.returncode == code, outcome.stderr

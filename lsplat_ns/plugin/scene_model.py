@@ -7,7 +7,7 @@ such models through; it shares no code with splatfacto's optimisation. Networks 
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Iterator, Literal, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, Literal, Optional, Tuple
 
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
@@ -19,7 +19,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from lsplat_ns.checkpoints.exports import viewer_gaussians
-from lsplat_ns.errors import ConfigError
+from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.fusion import FusedGaussians, predict_scene
 from lsplat_ns.latentsplat import LatentSplat
 from lsplat_ns.plugin.active_scene import ActiveScene, check_perspective, network_camera
@@ -87,6 +87,12 @@ class SceneModel(SplatfactoModel):
     def set_scene(self, scene: ActiveScene) -> None:
         """Show another scene; it is predicted when first looked at."""
         self._scene, self._prediction = scene, None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training looks at the model: it goes on even if a picture cannot be made."""
+        pipeline = self.viewer_control.pipeline
+        return pipeline is None or pipeline.test_mode == "val"
 
     @property
     def active_scene(self) -> Optional[ActiveScene]:
@@ -171,8 +177,9 @@ class SceneModel(SplatfactoModel):
         """Render one camera of any size.
 
         Raises nothing in a viewer: an exception would end the browser tab's render thread for good. Instead the picture
-        says what is wrong. Only the viewer's own interrupt passes. A tool without a viewer ends with one line if it
-        wants a camera that cannot be drawn (fisheye, equirectangular), before it has written anything wrong.
+        says what is wrong. Only the viewer's own interrupt passes. A tool without a viewer ends with one line where a
+        camera cannot be drawn (fisheye, equirectangular), a file is gone or memory too small: nobody shall find that
+        written in the frames of a video.
 
         Returns:
             Tensors [height, width, channels]: rgb (decoded), rgb_splat, depth (z, nerfstudio units), accumulation,
@@ -184,8 +191,10 @@ class SceneModel(SplatfactoModel):
         except IOChangeException:
             raise
         except Exception as error:
-            if isinstance(error, ConfigError) and self.viewer_control.viewer is None:
-                raise SystemExit(f"error: {error}") from None
+            if isinstance(error, ConfigError if self.is_trained else EXPLAINED) and self.viewer_control.viewer is None:
+                raise SystemExit(
+                    f"error: {error if isinstance(error, LsplatError) else plain_message(error)}"
+                ) from None
             self._report_failure(error)
             return self._message(plain_message(error), camera)
 
@@ -208,23 +217,43 @@ class SceneModel(SplatfactoModel):
             return self._message("no scene is loaded", camera)
         panel = self.viewer_control
         if panel.drawn_by_browser:
+            panel.look_part.follow_prediction(prediction)
             return backdrop_outputs(_size_of(camera), self.device, self._output_names())
-        shown = self.shown_gaussians(prediction, obb_box)
         times = FrameTimes(self.device) if panel.viewer is not None else None
-        options = replace(panel.options(), on_stage=None if times is None else times.stage)
-        outputs = self.view(prediction, camera, shown=shown, decode=panel.should_decode(), options=options)
+        stage = None if times is None else times.stage
+        shown = self.shown_gaussians(prediction, obb_box)
+        outputs = self.shown_outputs(prediction, camera, obb_box, shown, panel.should_decode(), stage)
         if times is not None:
             panel.note_frame(times, shown.count, tuple(outputs["rgb"].shape[:2]))
+        return outputs
+
+    def shown_outputs(
+        self,
+        prediction: PredictedScene,
+        camera: NerfstudioCameras,
+        obb_box: Optional[OrientedBox],
+        shown: Gaussians,
+        decode: bool,
+        on_stage: Optional[Callable[[str], None]] = None,
+    ) -> Dict[str, Tensor]:
+        """A picture as the panel's settings want it, in all outputs. Raises what goes wrong.
+
+        Args:
+            prediction: The scene.
+            camera: In the nerfstudio frame of that scene.
+            obb_box: What lies outside is left out.
+            shown: Its Gaussians, from :meth:`shown_gaussians`.
+            decode: Whether to decode; otherwise ``rgb`` is the splatted colour.
+            on_stage: Told of what is done, for times.
+        """
+        panel = self.viewer_control
+        options = panel.options()
+        outputs = self.view(prediction, camera, shown=shown, decode=decode, options=replace(options, on_stage=on_stage))
         if self.config.compare_seed is not None and panel.looks_at(DIFFERENCE):
             other = self._other_draw(prediction)
-            there = self.view(
-                other,
-                camera,
-                shown=self.shown_gaussians(other, obb_box),
-                decode=panel.should_decode(),
-                options=panel.options(),
-            )
-            outputs[DIFFERENCE] = (outputs["rgb"] - there["rgb"]).abs().mean(-1, keepdim=True)
+            there = self.shown_gaussians(other, obb_box)
+            compared = self.view(other, camera, shown=there, decode=decode, options=options)
+            outputs[DIFFERENCE] = (outputs["rgb"] - compared["rgb"]).abs().mean(-1, keepdim=True)
         elif DIFFERENCE in self._output_names():
             outputs[DIFFERENCE] = torch.zeros_like(outputs["depth"])  # in the menu, but nobody looks at it
         return outputs

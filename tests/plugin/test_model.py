@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,21 @@ def test_rendering_never_raises_but_says_what_is_wrong(
     assert outputs["rgb"].std() > 0.01  # there is writing on it
 
 
+@pytest.mark.parametrize("error", [SceneDataError("cannot read views/000007.png"), MemoryError()])
+def test_a_tool_without_a_viewer_ends_with_one_line_instead_of_a_video_of_it(
+    error: Exception, pipeline: LatentSplatPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline.model.network, "render", fail)
+    outputs = pipeline.model.get_outputs_for_camera(camera_of(pipeline))  # training goes on
+    assert list(outputs) == NAMES
+    pipeline.test_mode = "inference"
+    with pytest.raises(SystemExit, match=r"error: (cannot read views|Out of memory)"):
+        pipeline.model.get_outputs_for_camera(camera_of(pipeline))
+
+
 def test_the_viewers_interrupt_passes_through(pipeline: LatentSplatPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object, **options: object) -> None:
         raise IOChangeException
@@ -175,6 +191,15 @@ def test_switching_scenes_changes_picture_and_cameras_and_is_remembered(
         with pytest.raises(SceneDataError):
             pipeline.set_scene(wrong, context)
         assert pipeline.datamanager.scene.name == scenes[1]
+
+
+def test_a_scene_whose_id_looks_like_markup_is_announced_as_it_is(
+    pipeline: LatentSplatPipeline, capsys: pytest.CaptureFixture
+) -> None:
+    scene = pipeline.datamanager.scene
+    pipeline.datamanager.scene = replace(scene, video=replace(scene.video, scene="x[/red]"))
+    pipeline.datamanager.announce()
+    assert "Scene x[/red] (" in capsys.readouterr().out
 
 
 def test_eval_hooks_give_numbers_and_pictures_that_writers_take(pipeline: LatentSplatPipeline, tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import functools
 import math
+import shutil
 import threading
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.plugin.viewer_panel.layers_part import LayersPart
 from lsplat_ns.plugin.viewer_panel.widgets import SAVED_PATH, ProgressRow, add_frustum, by_a_person
 from lsplat_ns.wording import counted
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from viser import CameraFrustumHandle, ClientHandle
 
     from lsplat_ns.plugin.active_scene import ActiveScene
-    from lsplat_ns.plugin.generated_layers import GeneratedLayer
     from lsplat_ns.plugin.generating import GenerationOptions
     from lsplat_ns.plugin.scene_generation import Generator, Proposal
     from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
@@ -33,7 +32,7 @@ VIEWS = 3
 """Views that are asked for by default: with two photos as many as MV-LDM sees at once."""
 MOST_GUIDANCE = 10.0
 """Where the slider ends."""
-ACCEPTED, DECLINED, LIFTED = (255, 150, 60), (120, 130, 140), (190, 110, 40)
+ACCEPTED, DECLINED = (255, 150, 60), (120, 130, 140)
 """Colours of frusta."""
 SCORES = "Inconsistency with the neighbours; 0 is best, true pictures have about 0.1"
 
@@ -77,23 +76,12 @@ class GeneratePart:
             self._sheet = gui.add_markdown("", image_root=Path(), visible=False)
             self._lift = gui.add_button("Lift accepted views", visible=False, hint="Into the scene, as a layer")
             self._discard = gui.add_button("Discard all", visible=False)
-            self._add_layer_widgets()
+            self._layers = LayersPart(panel)
         self._run.on_update(by_a_person(lambda _: self._propose_guidance()))
         self._begin.on_click(lambda event: self._start(event.client, self._where.value))
-        self._lift.on_click(lambda _: panel.scenes.start_latest(self._lift_accepted))
+        self._lift.on_click(lambda _: self._wish_lift())
         self._discard.on_click(lambda _: self._forget_proposal(delete=True))
         self.follow_scene()
-
-    def _add_layer_widgets(self) -> None:
-        panel, gui = self.panel, self.panel.viewer.viser_server.gui
-        self._layer = gui.add_dropdown("Layer", ("none",), visible=False, hint="Generated views lifted together")
-        self._visible = gui.add_checkbox("Show layer", True, visible=False)
-        self._opacity = gui.add_slider("Layer opacity", 0.0, 1.0, 0.05, 1.0, visible=False)
-        self._undo = gui.add_button("Undo last layer", visible=False)
-        self._layer.on_update(by_a_person(lambda _: self._show_chosen_layer()))
-        self._visible.on_update(by_a_person(lambda _: panel.scenes.start_latest(self._switch_layer)))
-        self._opacity.on_update(by_a_person(lambda _: panel.draws.start_latest(self._fade_layer, "fade")))
-        self._undo.on_click(lambda _: panel.scenes.start_latest(self._undo_last))
 
     # --------------------------------------------------------------------------------------------------- generating
 
@@ -137,7 +125,11 @@ class GeneratePart:
         model = self._generator.load(run, device)
         with self._progress.progressing() as progress:
             folder = generate_views(model, run, task, panel.run_dir, options, device=device, progress=progress)
-        proposal = propose(scene, task, folder, device)
+        try:
+            proposal = propose(scene, task, folder, device)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)  # nobody can decide about them
+            raise
         shown = panel.model.active_scene
         if shown is None or shown.name != scene.name:
             proposal.discard()
@@ -170,7 +162,8 @@ class GeneratePart:
 
     # ------------------------------------------------------------------------------------------------------ deciding
 
-    def _show_proposal(self, proposal: Proposal) -> None:
+    def _show_proposal(self, proposal: Proposal, accepted: tuple[int, ...] | None = None) -> None:
+        """Show views to decide about; those at the given places are ticked, by default all."""
         from lsplat_ns.plugin.scene_generation import contact_sheet
         from lsplat_ns.plugin.taking_away import png_bytes
 
@@ -182,8 +175,11 @@ class GeneratePart:
             with self._folder:
                 for number, view in enumerate(proposal.views, start=1):
                     score = "not comparable" if math.isnan(view.error) else f"{view.error:.2f}"
+                    ticked = accepted is None or number - 1 in accepted
                     order = self._sheet.order + number / (len(proposal.views) + 1)  # below the sheet, above the buttons
-                    box = self.panel.viewer.viser_server.gui.add_checkbox(f"View {number}: {score}", True, order=order)
+                    box = self.panel.viewer.viser_server.gui.add_checkbox(
+                        f"View {number}: {score}", ticked, order=order
+                    )
                     box.on_update(lambda _: self._draw_frusta())
                     self._proposed.append(box)
             for widget in (self._sheet, self._lift, self._discard):
@@ -204,11 +200,11 @@ class GeneratePart:
             self._draw_frusta()
 
     def _draw_frusta(self) -> None:
-        """Cameras of proposed views with their pictures, and of lifted ones without: these would hide the scene."""
+        """Cameras of proposed views with their pictures."""
         with self._deciding:
             for handle in self._frusta:
                 handle.remove()
-            self._frusta = [*self._frusta_of_proposal(), *self._frusta_of_layers()]
+            self._frusta = self._frusta_of_proposal()
 
     def _frusta_of_proposal(self) -> list[CameraFrustumHandle]:
         scene, drawn = self.panel.model.active_scene, []
@@ -229,24 +225,6 @@ class GeneratePart:
             drawn.append(handle)
         return drawn
 
-    def _frusta_of_layers(self) -> list[CameraFrustumHandle]:
-        scene, drawn = self.panel.model.active_scene, []
-        for number, layer in enumerate(() if scene is None else scene.layers):
-            poses = scene.nerfstudio_from_lasting.apply_to_poses(layer.video.world_from_camera)
-            for view in range(len(poses) if layer.visible else 0):
-                (height, width), focal = layer.video.read_size(view), float(layer.video.intrinsics_norm[view, 1, 1])
-                handle = add_frustum(
-                    self.panel.viewer.viser_server.scene,
-                    f"/lsplat/layers/{number:03d}/{view:03d}",
-                    poses[view],
-                    fov_y=2 * math.atan(0.5 / focal),
-                    aspect=width / height,
-                    scale=0.6 * self.panel.frustum_scale,
-                    color=LIFTED,
-                )
-                drawn.append(handle)
-        return drawn
-
     def _views(self) -> tuple[Any, ...]:
         return () if self._proposal is None else self._proposal.views
 
@@ -255,84 +233,40 @@ class GeneratePart:
             self._proposed[number].value = not self._proposed[number].value
             self._draw_frusta()
 
-    # -------------------------------------------------------------------------------------------------------- layers
+    # ------------------------------------------------------------------------------------------------------- lifting
 
-    def _lift_accepted(self) -> None:
+    def _wish_lift(self) -> None:
+        """What is ticked now is lifted when its turn comes."""
+        with self._deciding:
+            proposal, accepted = self._proposal, tuple(n for n, box in enumerate(self._proposed) if box.value)
+        if proposal is not None:
+            self.panel.scenes.start_latest(lambda: self._lift_views(proposal, accepted), "lift")
+
+    def _lift_views(self, proposal: Proposal, accepted: tuple[int, ...]) -> None:
         with self.panel.telling("Lifting generated views"):
+            if not accepted:
+                raise ConfigError("no generated view is accepted; tick one")
+            self._layers.require_shown(proposal.scene)
             with self._deciding:
-                proposal = self._proposal
-                accepted = tuple(number for number, box in enumerate(self._proposed) if box.value)
-                if proposal is None or not accepted:
-                    raise ConfigError("no generated view is accepted; generate some, or tick one")
+                if self._proposal is not proposal:  # a second click, or discarded meanwhile
+                    return
                 self._forget_proposal(delete=False)  # now: what others discard meanwhile shall not be these
             try:
                 layer = proposal.accept(accepted)
-                self._change_layers(lambda layers: (*layers, layer))
+                self._layers.change(proposal.scene, lambda layers: (*layers, layer))
             except Exception:
                 with self._deciding:
                     if self._proposal is None:
-                        self._show_proposal(proposal)
+                        self._show_proposal(proposal, accepted)
                 raise
             self.panel.say(
                 f"{counted(len(accepted), 'view')} lifted", "Look shows and tints them apart from the photos"
             )
 
-    def _switch_layer(self) -> None:
-        number, visible = self._chosen(), bool(self._visible.value)
-        with self.panel.telling("Encoding the scene"):
-            self._change_layers(
-                lambda layers: tuple(
-                    replace(one, visible=visible) if i == number else one for i, one in enumerate(layers)
-                )
-            )
-
-    def _undo_last(self) -> None:
-        with self.panel.telling("Taking the last layer away"):
-            self._change_layers(lambda layers: layers[:-1])
-
-    def _change_layers(self, change: Callable[[tuple[GeneratedLayer, ...]], tuple[GeneratedLayer, ...]]) -> None:
-        panel = self.panel
-        with panel.viewer.train_lock:
-            scene = panel.model.active_scene
-            panel.pipeline.show_scene(replace(scene, layers=change(scene.layers)))
-        self.follow_scene()
-        panel.rerender()
-
-    def _fade_layer(self) -> None:
-        """Nothing is encoded anew for another opacity."""
-        panel, number = self.panel, self._chosen()
-        with panel.viewer.train_lock:
-            prediction = panel.model.prediction()
-            if prediction is None or number >= len(prediction.scene.layers):
-                return
-            layers = list(prediction.scene.layers)
-            layers[number] = replace(layers[number], opacity=float(self._opacity.value))
-            scene = replace(prediction.scene, layers=tuple(layers))
-            panel.model.show(prediction.faded(scene))
-            panel.pipeline.datamanager.show(scene)
-        panel.rerender()
-
-    def _chosen(self) -> int:
-        """Number of the layer that the widgets are about."""
-        return self._layer.options.index(self._layer.value) if self._layer.value in self._layer.options else 0
-
     def follow_scene(self) -> None:
-        """Show the widgets of the layers that the scene has, and forget views that were proposed for another one."""
+        """Show the layers that the scene has, and forget views that were proposed for another one."""
         scene = self.panel.model.active_scene
         if self._proposal is not None and (scene is None or scene.name != self._proposal.scene):
             self._forget_proposal(delete=True)
-        layers = () if scene is None else scene.layers
-        for widget in (self._layer, self._visible, self._opacity, self._undo):
-            widget.visible = bool(layers)
-        names = tuple(f"{number}: {counted(len(layer.video), 'view')}" for number, layer in enumerate(layers, start=1))
-        if names and names != tuple(self._layer.options):
-            self._layer.options = names
-            self._layer.value = names[-1]
-        self._show_chosen_layer()
+        self._layers.follow_scene()
         self._draw_frusta()
-
-    def _show_chosen_layer(self) -> None:
-        scene, number = self.panel.model.active_scene, self._chosen()
-        if scene is not None and number < len(scene.layers):
-            self._visible.value = scene.layers[number].visible
-            self._opacity.value = scene.layers[number].opacity

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from nerfstudio.utils.colormaps import apply_colormap
+
 from lsplat_ns.plugin.viewer_panel.widgets import SAVED_PATH, ProgressRow
 from lsplat_ns.plugin.viewing import FramePacer
 
@@ -27,7 +30,7 @@ class KeepPart:
         self.panel = panel
         gui = panel.viewer.viser_server.gui
         with gui.add_folder("Take away", expand_by_default=False):
-            self._snapshot = gui.add_button("Snapshot (PNG)")
+            self._snapshot = gui.add_button("Snapshot (PNG)", hint="Of what is seen, as large as Max res allows")
             self._path = gui.add_dropdown("Path", (FLY_THROUGH, SAVED_PATH), hint="Generate Command there saves a path")
             self._video = gui.add_button("Video (mp4)", hint="Decoded views along the path")
             self._bake = gui.add_button("Dataset", hint="Views along the path as a dataset for ns-train splatfacto")
@@ -49,12 +52,20 @@ class KeepPart:
     def _take_snapshot(self, client: ClientHandle) -> None:
         from lsplat_ns.plugin.taking_away import file_name, png_bytes
 
-        model, prediction = self.panel.model, self.panel.prediction()
-        size = FramePacer().resting_size(client.camera.aspect, max(64, int(self.panel.viewer.control_panel.max_res)))
-        camera = self.panel.camera_of(client, size)
-        with self.panel.viewer.train_lock, model.evaluating():
-            outputs = model.view(prediction, camera.to(model.device), options=self.panel.options())
-        client.send_file_download(f"{file_name(prediction.scene.name)}.png", png_bytes(outputs["rgb"]))
+        panel, model, control = self.panel, self.panel.model, self.panel.viewer.control_panel
+        prediction = panel.prediction()
+        size = FramePacer().resting_size(client.camera.aspect, max(64, int(control.max_res)))
+        camera = panel.camera_of(client, size).to(model.device)
+        box = control.crop_obb if control.crop_viewport else None
+        with panel.viewer.train_lock, model.evaluating():
+            shown = model.shown_gaussians(prediction, box)
+            outputs = model.shown_outputs(prediction, camera, box, shown, decode=not panel.tinted)
+        picture = apply_colormap(outputs[control.output_render], control.colormap_options)
+        if control.split:
+            other = apply_colormap(outputs[control.split_output_render], control.split_colormap_options)
+            column = int(control.split_percentage * size[1])
+            picture = torch.cat([picture[:, :column], other[:, column:]], dim=1)
+        client.send_file_download(f"{file_name(prediction.scene.name)}.png", png_bytes(picture))
 
     def _chosen_path(self, prediction: PredictedScene) -> StoredPath:
         from lsplat_ns.plugin.taking_away import StoredPath, fly_through_cameras

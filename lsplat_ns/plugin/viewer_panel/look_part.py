@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -9,13 +10,14 @@ from torch import Tensor
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.plugin.drawing import ViewOptions
 from lsplat_ns.plugin.viewer_panel.browser_splats import BrowserSplats
-from lsplat_ns.plugin.viewer_panel.widgets import by_a_person
+from lsplat_ns.plugin.viewer_panel.widgets import by_a_person, correct
 from lsplat_ns.plugin.viewing import Draw
 
 if TYPE_CHECKING:
     from viser import ClientHandle
 
     from lsplat_ns.fusion import FusedGaussians
+    from lsplat_ns.plugin.scene_model import PredictedScene
     from lsplat_ns.plugin.viewer_panel.panel import ViewerPanel
 
 
@@ -28,6 +30,8 @@ class LookPart:
         if model.config.compare_seed is None:
             model.config.compare_seed = 1
         self._splats = BrowserSplats(panel.viewer.viser_server.scene)
+        self._sent: weakref.ref[PredictedScene] | None = None  # what the browsers draw
+        self._layered_before: bool | None = None  # nerfstudio's Composite Depth, while browsers draw
         with gui.add_folder("Look", expand_by_default=False):
             self._confidence = gui.add_slider(
                 "Hide below", 0.0, 1.0, 0.01, 0.0, hint="Pixels of a smaller confidence (1 - uncertainty) are hidden"
@@ -62,6 +66,9 @@ class LookPart:
         with panel.telling("Looking for the least certain view"):
             prediction = panel.prediction()
             found = least_certain_view(panel.model, prediction, panel.camera_of(client, SIZE), panel.viewer.train_lock)
+            shown = panel.model.active_scene
+            if shown is None or (shown.name, shown.choice) != (prediction.scene.name, prediction.scene.choice):
+                raise ConfigError("another scene is shown by now; look for it there")
             if found is None:
                 raise ConfigError("nothing of the scene is in sight here; go back to where it can be seen")
             panel.move(client, found.world_from_camera)
@@ -71,17 +78,27 @@ class LookPart:
 
     def follow(self) -> None:
         """Send what is shown to the browsers, if they draw it."""
+        layered = self.panel.viewer.control_panel._layer_depth
         if self.drawn_by_browser:
+            if self._layered_before is None:
+                self._layered_before = layered.value
             # viser's depth ends at 168 of its units, and far splats would be behind the empty picture.
-            self.panel.viewer.control_panel._layer_depth.value = False
+            layered.value = False
             self.panel.draws.start_latest(self._send_splats, "splats")
-        elif self._splats.hide():
-            self.panel.viewer.control_panel._layer_depth.value = True
+        elif self._splats.hide() and self._layered_before is not None:
+            layered.value, self._layered_before = self._layered_before, None
+
+    def follow_prediction(self, prediction: PredictedScene) -> None:
+        """Send a scene to the browsers, if they draw and have another one; training predicts it anew."""
+        if self.drawn_by_browser and (self._sent is None or self._sent() is not prediction):
+            self._sent = weakref.ref(prediction)
+            self.follow()
 
     def _send_splats(self) -> None:
         panel = self.panel
         with panel.telling("Sending splats"):
             prediction = panel.prediction()
+            self._sent = weakref.ref(prediction)
             shown = panel.model.shown_gaussians(prediction)
             self._splats.show(shown, prediction.scene.network_from_nerfstudio.inverse())
             if not self.drawn_by_browser:  # they are no longer wanted
@@ -93,6 +110,7 @@ class LookPart:
             self.panel.rerender()
         except ConfigError as error:
             self.panel.say("Nothing to compare with", str(error), failed=True)
+            correct(self._compare, lambda: self.panel.model.config.compare_seed)
 
     @property
     def decodes_while_moving(self) -> bool:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 from lsplat_ns.errors import ConfigError, SceneDataError
 from lsplat_ns.geometry.conventions import opencv_from_opengl
 from lsplat_ns.geometry.trajectories import poses_between
+from lsplat_ns.interrupts import end_when_terminated
 from lsplat_ns.plugin.active_scene import context_baseline
 from lsplat_ns.plugin.drawing import ViewOptions
 from lsplat_ns.plugin.jobs import JobCancelled, Lane
@@ -84,6 +86,9 @@ class ViewerPanel(ViewerControl):
         self._pacer = FramePacer()
         self._decoded_ms, self._status_at = math.inf, 0.0
         self._machines: list[RenderStateMachine] = []  # of tabs that are open, or were a moment ago
+        # In the thread of each tab: whether it draws the picture after which it waits for the next move. Another tab
+        # may be moving then, so that no camera of all is at rest.
+        self._drawing = threading.local()
 
     def _setup(self, viewer: Viewer) -> None:
         """Called by nerfstudio once the viewer is up."""
@@ -109,7 +114,9 @@ class ViewerPanel(ViewerControl):
             self.generate_part = GeneratePart(self)
             self.keep_part = KeepPart(self)
         self._watch_saved_paths()
+        self.pipeline.datamanager.notes.tell = lambda line: self.say("Please note", line, failed=True)
         if viewer.trainer is None:
+            end_when_terminated()  # a training that is terminated goes on from its last checkpoint
             viewer.pause_train.visible = viewer.resume_train.visible = False  # nothing is trained
         viewer.viser_server.on_client_connect(self._welcome)
         atexit.register(self.finish)
@@ -137,7 +144,8 @@ class ViewerPanel(ViewerControl):
             return True
         if self.look_part.tinted:  # colours of kinds are no colours of the scene
             return False
-        return self.at_rest or self.look_part.decodes_while_moving or self._decoded_ms < FAST_DECODING_MS
+        still = self.at_rest or getattr(self._drawing, "last_picture", False)
+        return still or self.look_part.decodes_while_moving or self._decoded_ms < FAST_DECODING_MS
 
     def options(self) -> ViewOptions:
         """What the panel changes about views."""
@@ -193,7 +201,8 @@ class ViewerPanel(ViewerControl):
     def _image_size(self, machine: RenderStateMachine, aspect_ratio: float) -> tuple[int, int]:
         """(height, width) of a tab's next picture, instead of nerfstudio's guess from pixels per second."""
         max_res = max(1, int(self.viewer.control_panel.max_res))
-        if machine.state == "high":
+        self._drawing.last_picture = machine.state == "high"
+        if self._drawing.last_picture:
             return self._pacer.resting_size(aspect_ratio, max_res)
         return self._pacer.moving_size(aspect_ratio, max_res)
 

@@ -6,6 +6,7 @@ import functools
 import math
 import random
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 
 LARGEST_UPLOAD_BYTES = 40 * 2**20
 MOST_UPLOADS_AT_ONCE = 4
-SECONDS_TO_ANNOUNCE = 2.0
+SECONDS_TO_ANNOUNCE, SECONDS_TO_STALL = 2.0, 30.0
+"""How long a part waits for the announcement of its upload, and an upload for its next part."""
 MOST_FRUSTA = 60
 """Cameras of a video that are drawn for choosing context views by clicking."""
 UNPICKED, PICKED = (120, 130, 140), (255, 211, 105)
@@ -92,7 +94,7 @@ class ScenePart:
 
     def _wish_context(self) -> None:
         try:
-            self.wish(self._shown_name(), parse_context(self._context.value))
+            self.wish(self._wanted or self._shown_name(), parse_context(self._context.value))
         except ConfigError as error:
             self.panel.say("Context views not changed", str(error), failed=True)
             correct(self._context, self._shown_context)
@@ -100,7 +102,7 @@ class ScenePart:
     def wish(self, scene: str, context: ContextChoice = None) -> None:
         """Show another scene, or the same from other views, when what happens now is done."""
         self._wanted = scene
-        self.panel.scenes.start_latest(lambda: self.show(scene, context))
+        self.panel.scenes.start_latest(lambda: self.show(scene, context), "scene")
 
     def show(self, scene: str, context: ContextChoice = None) -> None:
         """Show another scene now. Picture, frusta and text change together."""
@@ -176,11 +178,10 @@ class ScenePart:
             self.panel.say(f"Frame {frame} is the first view", "click the second one")
             return
         picked, self._picked = tuple(sorted(self._picked)), []
-        self.wish(self._shown_name(), picked)
+        self.wish(self._shown_name(), picked)  # the cameras that were clicked are those of the scene that is shown
 
-    def _refuse_upload(self, name: str, size: int) -> None:
-        limit = LARGEST_UPLOAD_BYTES // 2**20
-        self.panel.say("Photo not taken", f"{name}: {size / 2**20:.0f} MB; {limit} MB at most, one by one", failed=True)
+    def _refuse_upload(self, name: str, why: str) -> None:
+        self.panel.say("Photo not taken", f"{name}: {why}", failed=True)
 
     def _add_photo(self, event: GuiEvent) -> None:
         with self._uploading:
@@ -213,24 +214,42 @@ class _BoundedUploads(dict):
     """viser's uploads in progress, with limits: an upload that is not noted here is ignored by viser.
 
     viser hands each message to any thread of a pool. What overtakes the announcement of its upload waits for it.
+
+    Args:
+        refused: Takes the name of a file that is not taken, and why.
     """
 
-    def __init__(self, refused: Callable[[str, int], None]) -> None:
+    def __init__(self, refused: Callable[[str, str], None]) -> None:
         super().__init__()
         self._refused = refused
-        self._announced: set[str] = set()
+        self._heard_of: dict[str, float] = {}  # every upload that was announced, and when it last came on
         self._changed = threading.Condition()
 
     def __setitem__(self, uuid: str, state: dict) -> None:
-        if state["total_bytes"] > LARGEST_UPLOAD_BYTES or len(self) >= MOST_UPLOADS_AT_ONCE:
-            self._refused(str(state["filename"])[-60:], state["total_bytes"])
-        else:
-            super().__setitem__(uuid, state)
         with self._changed:
-            self._announced.add(uuid)
+            for other in list(self):
+                if time.monotonic() - self._heard_of[other] > SECONDS_TO_STALL:  # its tab was closed in the middle
+                    self.pop(other, None)
+            reason = self._reason_against(state["total_bytes"])
+            if reason is None:
+                super().__setitem__(uuid, state)
+            self._heard_of[uuid] = time.monotonic()
             self._changed.notify_all()
+        if reason is not None:
+            self._refused(str(state["filename"])[-60:], reason)
+
+    def _reason_against(self, size: int) -> str | None:
+        if size > LARGEST_UPLOAD_BYTES:
+            return f"{size / 2**20:.0f} MB; {LARGEST_UPLOAD_BYTES // 2**20} MB at most"
+        if size <= 0:
+            return "the file is empty"
+        if len(self) >= MOST_UPLOADS_AT_ONCE:
+            return "other photos are on their way; add it again in a moment"
+        return None
 
     def __contains__(self, uuid: object) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: uuid in self._announced, SECONDS_TO_ANNOUNCE)
-        return super().__contains__(uuid)
+            self._changed.wait_for(lambda: uuid in self._heard_of, SECONDS_TO_ANNOUNCE)
+            if found := super().__contains__(uuid):
+                self._heard_of[uuid] = time.monotonic()
+            return found
