@@ -24,6 +24,8 @@ FINE_TUNED = "lsplat_fine_tuned"
 """Attribute that marks parameters of the autoencoder, which have a learning rate and betas of their own."""
 LR_FACTOR = "lsplat_lr_factor"
 """Attribute that holds a parameter's factor on the learning rate (the effective batch size)."""
+ACCUMULATED = "accumulated_gradients"
+"""Key in an optimizer's state of the gradients that it has not used yet."""
 
 
 @dataclass
@@ -137,7 +139,8 @@ class GuardedOptimizers(Optimizers):
 
     Gradients are averaged over ranks first, so that all of them decide alike. With a gradient scaler, the scaler
     decides, as usual. Gradients accumulated over several steps are averaged, so that rates and limits keep their
-    meaning.
+    meaning; a checkpoint between these steps holds them. Rates, betas and the like are those of the options, also after
+    loading a checkpoint.
 
     Args:
         config: Optimizer and scheduler of each group.
@@ -178,6 +181,52 @@ class GuardedOptimizers(Optimizers):
         for group in param_groups:
             if any(parameter.grad is not None for parameter in self.parameters[group]):
                 self.optimizers[group].step()
+
+    def state_dicts(self, steps_done: int) -> Dict[str, Dict[str, Any]]:
+        """Each optimizer's state after so many steps, with the gradients that it has accumulated and not used yet.
+
+        These are averaged over ranks, of which only one writes the state: to be called on all of them.
+        """
+        states = {}
+        for name, optimizer in self.optimizers.items():
+            states[name] = optimizer.state_dict()
+            if steps_done % self._accumulated[name]:
+                average_gradients(self.parameters[name])
+                states[name][ACCUMULATED] = [parameter.grad for parameter in self.parameters[name]]
+        return states
+
+    def load_optimizers(self, loaded_state: Dict[str, Any]) -> None:
+        """Take moments and accumulated gradients from :meth:`state_dicts`, and nothing that options say.
+
+        A group that the state lacks starts anew.
+
+        Raises:
+            ValueError: If a group has other parameters.
+        """
+        for name, optimizer in self.optimizers.items():
+            if name not in loaded_state:
+                continue
+            state, options = loaded_state[name], optimizer.state_dict()["param_groups"]
+            groups = [
+                {**own, "params": stored["params"]} for own, stored in zip(options, state["param_groups"], strict=True)
+            ]
+            optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+            if ACCUMULATED in state:
+                for parameter, gradient in zip(self.parameters[name], state[ACCUMULATED], strict=True):
+                    parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+    def load_schedulers(self, loaded_state: Dict[str, Any]) -> None:
+        """Go on at the stored place in each schedule, with the rates that the options have there."""
+        for name, scheduler in self.schedulers.items():
+            if name not in loaded_state:
+                continue
+            scheduler.load_state_dict({**loaded_state[name], "base_lrs": scheduler.base_lrs})
+            rates = scheduler.get_last_lr()  # where they follow from the steps before
+            if isinstance(scheduler, LambdaLR):  # as all of ours: where they follow from the place alone
+                factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+                rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+            for group, rate in zip(self.optimizers[name].param_groups, rates, strict=True):
+                group["lr"] = rate
 
     def scheduler_step_all(self, step: int) -> None:
         """Step all schedulers, also after a skipped step, and log the rate of every parameter group."""

@@ -1,12 +1,12 @@
 """nerfstudio's trainer, made safe: it fails in one line, saves whole files only, and being stopped keeps the work."""
 
+import math
 import os
 import re
 import signal
 import socket
 import sys
 import time
-import zipfile
 from collections import deque
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -23,6 +23,14 @@ from rich.markup import escape
 from lsplat_ns.data.batches import SMALLEST_SIDE
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError, SceneDataError
 from lsplat_ns.plugin.captures import open_dataparser
+from lsplat_ns.plugin.checkpoint_files import (
+    check_checkpoint,
+    checkpoint_in,
+    checkpoint_path,
+    checkpoint_steps,
+    first_line,
+    newest_whole_checkpoint,
+)
 from lsplat_ns.plugin.datamanager import training_stream
 from lsplat_ns.plugin.dataparsers import SceneSetDataParser
 from lsplat_ns.plugin.optimizers import GuardedOptimizers
@@ -32,6 +40,8 @@ MOST_SKIPPED_IN_A_ROW = 100
 """Steps without a finite gradient before training gives up."""
 STEPS_TIMED = 100
 """Latest steps of which the share of time spent waiting for data is taken."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, where not all that was trained is saved."""
 LOCAL_HOST = "127.0.0.1"
 LONG_WAIT = 0.1
 """Share of time from which waiting for data is worth a line on the console."""
@@ -44,6 +54,17 @@ def one_line_errors() -> Iterator[None]:
         yield
     except LsplatError as error:
         raise SystemExit(f"error: {error}") from None
+
+
+@contextmanager
+def _preparing() -> Iterator[None]:
+    """One line also for Ctrl-C before the first step, and an exit code that does not call it success."""
+    try:
+        with one_line_errors():
+            yield
+    except KeyboardInterrupt:
+        CONSOLE.print("Stopped; nothing was trained.")
+        raise SystemExit(INTERRUPTED) from None
 
 
 def is_port_free(port: int) -> bool:
@@ -60,27 +81,6 @@ def is_port_free(port: int) -> bool:
 def _names_a_host(words: Sequence[str]) -> bool:
     """Whether a command line says on which host a viewer listens."""
     return any(re.match(r"--viewer\.websocket[-_]host(=|$)", word) for word in words)
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in a run's checkpoint folder, sorted."""
-    names = (path.stem.removeprefix("step-") for path in folder.glob("step-*.ckpt"))
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def newest_whole_checkpoint(folder: Path) -> int:
-    """Step of the newest checkpoint that is no torn file; says which newer ones are passed over.
-
-    Raises:
-        CheckpointMismatch: If there is no checkpoint, or none is whole.
-    """
-    steps = checkpoint_steps(folder)
-    for step in reversed(steps):
-        path = folder / f"step-{step:09d}.ckpt"
-        if zipfile.is_zipfile(path):  # the list of contents stands at the end
-            return step
-        CONSOLE.print(f"[yellow]{escape(str(path))} is cut short or damaged; taking the one before")
-    raise CheckpointMismatch(f"{folder} holds no {'whole ' if steps else ''}checkpoint (step-*.ckpt)")
 
 
 def _check_image_size(size: tuple[int, int], multiple: int) -> None:
@@ -134,9 +134,9 @@ class LatentSplatTrainerConfig(TrainerConfig):
 
     def save_config(self) -> None:
         """Check data, checkpoint and port, then write config.yml. A failed check writes nothing."""
-        with one_line_errors():
+        with _preparing():
             self._check()
-        super().save_config()
+            super().save_config()
 
     def setup(self, **kwargs: Any) -> "LatentSplatTrainer":
         """Build the trainer, on the CPU where CUDA was asked for (the default) and is absent."""
@@ -149,7 +149,7 @@ class LatentSplatTrainerConfig(TrainerConfig):
             self.machine.device_type = "cpu"
         if self.load_dir is not None or self.load_checkpoint is not None:
             self.pipeline.model.pretrained = "none"  # all weights come from the checkpoint
-        with one_line_errors():
+        with _preparing():
             return super().setup(**kwargs)
 
     def _check(self) -> None:
@@ -158,6 +158,8 @@ class LatentSplatTrainerConfig(TrainerConfig):
                 "mixed-precision computes geometry in float16, too; leave it off, and take "
                 "--pipeline.model.training-precision bfloat16"
             )
+        if self.max_num_iterations < 1:
+            raise ConfigError(f"--max-num-iterations is {self.max_num_iterations}; at least one step is needed")
         datamanager = self.pipeline.datamanager
         _check_image_size(datamanager.preparation.image_size, self.pipeline.model.size_multiple)
         if datamanager.data is not None:
@@ -167,23 +169,32 @@ class LatentSplatTrainerConfig(TrainerConfig):
             dataparser.scene_ids()  # what the viewer shows
         # Two batches: data that cannot be used, be it only with the gaps of the last steps, stop here.
         stream = training_stream(datamanager, dataparser)
-        for step in {0, max(0, self.max_num_iterations - 1)}:
+        for step in {0, self.max_num_iterations - 1}:
             stream[step]
-        for path in (self.load_dir, self.load_checkpoint):
-            if path is not None and not path.exists():
-                raise CheckpointMismatch(f"no checkpoint at {path}")
-        if self.load_dir is not None and not checkpoint_steps(self.load_dir):
-            raise CheckpointMismatch(f"{self.load_dir} holds no step-*.ckpt; pass a run's nerfstudio_models folder")
-        self.pipeline.model.check_weights(resuming=self.load_dir is not None or self.load_checkpoint is not None)
+        start = self.checkpoint_to_start_from()
+        if start is not None:
+            check_checkpoint(start)
+        folder = super().get_checkpoint_dir()
+        if checkpoint_steps(folder) and (start is None or start.parent.resolve() != folder.resolve()):
+            raise ConfigError(
+                f"{folder} holds checkpoints of another training, which this one would replace; go on from them with "
+                f"--load-dir {folder}, or choose another --timestamp"
+            )
+        self.pipeline.model.check_weights(resuming=start is not None)
         port = self.viewer.websocket_port
         if self.is_viewer_enabled() and port is not None and not is_port_free(port):
             raise ConfigError(f"port {port} is in use; choose another with --viewer.websocket-port")
+
+    def checkpoint_to_start_from(self) -> Optional[Path]:
+        """The checkpoint that options name; None for a fresh start. Raises CheckpointMismatch if there is none."""
+        return self.load_checkpoint if self.load_dir is None else checkpoint_in(self.load_dir, self.load_step)
 
 
 class LatentSplatTrainer(Trainer):
     """Skips steps whose gradient is not finite, stops cleanly when asked to, and never leaves half a file.
 
-    Ctrl-C and SIGTERM end the step, write a checkpoint and exit with code 0, on all ranks after the same step.
+    Ctrl-C and SIGTERM end the step, write a checkpoint and exit with code 0, on all ranks after the same step. Code 0
+    says that all steps that were done are saved, and at least one was.
     """
 
     config: LatentSplatTrainerConfig
@@ -200,10 +211,13 @@ class LatentSplatTrainer(Trainer):
         self._times: deque[tuple[float, float]] = deque(maxlen=STEPS_TIMED)  # of each step: waiting, all
         self._said_waiting = False
         self._said_unreadable: set[str] = set()
+        self._last_step: Optional[int] = None  # that is done; nerfstudio's ``step`` may be one that is not
+        self._saved_step: Optional[int] = None  # by this rank
+        self._is_over = False
 
     def setup(self, test_mode: str = "val") -> None:
-        """Build everything; user errors end the program with one line."""
-        with one_line_errors():
+        """Build everything; user errors and Ctrl-C end the program with one line."""
+        with _preparing():
             super().setup(test_mode)
 
     def setup_optimizers(self) -> GuardedOptimizers:
@@ -212,28 +226,29 @@ class LatentSplatTrainer(Trainer):
         return GuardedOptimizers(self.config.optimizers.copy(), groups, self.gradient_accumulation_steps)
 
     def _load_checkpoint(self) -> None:
-        """Load the stated checkpoint, or the newest one of ``load_dir`` that is whole."""
-        config, stated = self.config, self.config.load_step
-        if config.load_dir is not None and stated is None:
-            config.load_step = newest_whole_checkpoint(config.load_dir)
-        super()._load_checkpoint()
-        config.load_step = stated
-        self._rewind_to_whole_accumulation()
+        """Load the stated checkpoint, or the newest one of ``load_dir`` that is whole.
 
-    def _rewind_to_whole_accumulation(self) -> None:
-        """Repeat the steps whose gradients were accumulated, but not used yet, when the checkpoint was written."""
-        repeated = max((self._start_step % count for count in self.gradient_accumulation_steps.values()), default=0)
-        if not repeated:
-            return
-        self._start_step -= repeated
-        for scheduler in self.optimizers.schedulers.values():
-            scheduler.last_epoch -= repeated + 1
-            scheduler.step()
+        Raises:
+            CheckpointMismatch: If it cannot be found or does not fit.
+        """
+        config, stated = self.config, self.config.load_step
+        path = config.checkpoint_to_start_from()
+        if config.load_dir is not None:
+            config.load_step = int(path.stem.removeprefix("step-"))
+        try:
+            super()._load_checkpoint()
+        except (OSError, RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointMismatch(f"training cannot go on from {path}: {first_line(error)}") from None
+        finally:
+            config.load_step = stated
 
     def train(self) -> None:
         """Train up to step ``max_num_iterations``; that many steps more where a resumed run is there already.
 
         The first Ctrl-C asks the loop to stop after the step, a second one stops at once.
+
+        Raises:
+            SystemExit: With one line, after a user error, and after Ctrl-C unless the last step is saved.
         """
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         total = self.config.max_num_iterations
@@ -245,6 +260,10 @@ class LatentSplatTrainer(Trainer):
                     CONSOLE.print(f"Resuming at step {self._start_step} of {total}")
                 super().train()
         except KeyboardInterrupt:
+            if self._last_step is None or self._last_step != self._saved_step:
+                unsaved = "what was learned since the last checkpoint is lost"
+                CONSOLE.print(f"Stopped; {'nothing was trained' if self._last_step is None else unsaved}.")
+                raise SystemExit(INTERRUPTED) from None
             CONSOLE.print("Stopped.")
         finally:
             self.config.max_num_iterations = total
@@ -265,10 +284,14 @@ class LatentSplatTrainer(Trainer):
         spread_from_first(self.pipeline.model.buffers())  # running statistics are of each rank's own examples
         statistics = [buffer.clone() for buffer in self.pipeline.model.buffers()]
         loss, losses, metrics = super().train_iteration(step)
-        if optimizers.skipped_steps > before:
+        skipped = optimizers.skipped_steps > before
+        # Its forward pass has put bad numbers into the running statistics, be its gradient only accumulated so far.
+        if skipped or not math.isfinite(float(loss.detach())):
             for buffer, value in zip(self.pipeline.model.buffers(), statistics, strict=True):
-                buffer.copy_(value)  # the forward pass has put its numbers into the running statistics
+                buffer.copy_(value)
+        if skipped:
             self._report_skipped_step(step, losses)
+        self._last_step = step
         metrics["skipped_steps"] = torch.tensor(float(optimizers.skipped_steps))
         self._agree_on_stopping()
         if step > self._start_step:
@@ -325,45 +348,70 @@ class LatentSplatTrainer(Trainer):
         # A launcher of several ranks answers Ctrl-C by SIGTERM to each of them: not a second wish to stop.
         if self.interrupted and number == signal.SIGTERM:
             return
-        if self.interrupted or self.training_state == "completed":
+        if self.interrupted or self._is_over:
             raise KeyboardInterrupt
         self.interrupted = True
         if self.training_state == "paused":  # by the viewer: no step will come
-            self.stop_training = True
+            if self.world_size == 1:
+                self.stop_training = True
+            else:
+                self.training_state = "training"  # the other ranks wait in the next step, and stop after it
         if self.local_rank == 0:
-            CONSOLE.print("\nStopping after this step and saving a checkpoint; press Ctrl-C again to stop at once.")
+            is_last = self.training_state == "completed"
+            what = "Saving the last checkpoint" if is_last else "Stopping after this step and saving a checkpoint"
+            CONSOLE.print(f"\n{what}; press Ctrl-C again to stop at once.")
 
     def _after_train(self) -> None:
-        if self.interrupted:
-            # The loop announced a step that it did not run any more; training resumes with that one.
-            self.step = max(self.step - 1, self._start_step)
-            self.config.viewer.quit_on_train_completion = True
+        """Save the last step that was done, under its number, and end.
+
+        Raises:
+            KeyboardInterrupt: If training was stopped before the first step.
+        """
+        if self._last_step is None:
+            raise KeyboardInterrupt
+        self.step = self._last_step
         super()._after_train()
 
+    def _train_complete_viewer(self) -> None:
+        """Show the trained model until Ctrl-C, which may have come already."""
+        self._is_over = True
+        if not self.interrupted:
+            super()._train_complete_viewer()
+
     def save_checkpoint(self, step: int) -> None:
-        """Write the checkpoint under another name first, so that a full disk or a kill leaves the old one whole."""
+        """Write the checkpoint under another name first, so that a full disk or a kill leaves the old one whole.
+
+        To be called on all ranks; the first one writes.
+
+        Raises:
+            LsplatError: If the last checkpoint of a training cannot be written. After others, training goes on.
+        """
+        optimizers = self.optimizers.state_dicts(step + 1)
         if self.local_rank != 0 or self.config.machine.machine_rank != 0:
             return
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        path = checkpoint_path(self.checkpoint_dir, step)
         # Not in the checkpoint folder: nerfstudio's loaders take every file there for a checkpoint.
         partial = self.base_dir / "checkpoint.partial"
         state = {
             "step": step,
             "pipeline": self.pipeline.state_dict(),
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "optimizers": optimizers,
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
         }
         try:
+            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             torch.save(state, partial)
             os.replace(partial, path)
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            partial.unlink(missing_ok=True)
-            CONSOLE.print(
-                f"[red]Could not save {escape(str(path))}: {escape(str(error))}. Earlier checkpoints are untouched."
-            )
+            what = f"{path}: {error}. Earlier checkpoints are untouched."
+            if self.training_state == "completed":
+                raise LsplatError(f"could not save {what}") from None
+            CONSOLE.print(f"[red]Could not save {escape(what)}")
             return
+        finally:
+            partial.unlink(missing_ok=True)
+        self._saved_step = step
         if self.config.save_only_latest_checkpoint:
             for other in self.checkpoint_dir.glob("step-*.ckpt"):
                 if other != path:

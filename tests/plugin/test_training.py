@@ -211,6 +211,13 @@ def test_nerfstudios_mixed_precision_is_refused_with_what_to_take_instead(rooms:
     assert not list(tmp_path.rglob("config.yml"))
 
 
+def test_a_training_of_no_steps_is_refused(rooms: Path, tmp_path: Path) -> None:
+    config = config_of(rooms, tmp_path)
+    config.max_num_iterations = 0
+    with pytest.raises(SystemExit, match="--max-num-iterations is 0"):
+        config.save_config()
+
+
 @pytest.mark.parametrize(
     ("size", "nearest"),
     [
@@ -353,6 +360,41 @@ def test_steps_that_only_accumulate_gradients_do_not_hide_skipped_ones() -> None
         guarded.optimizer_scaler_step_some(scaler, [])
         guarded.optimizer_scaler_step_some(scaler, ["a"])
     assert guarded.skipped_steps == guarded.skipped_in_a_row == 2 and bool((weight == 1).all())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_bad_example_of_an_accumulated_step_leaves_no_trace_in_running_statistics(
+    value: float, rooms: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(accumulating(rooms, tmp_path, {"generator": 2, "discriminator": 2}))
+    data = trainer.pipeline.datamanager
+    read = data.next_train
+
+    def next_train(step: int) -> object:
+        batch, skips = read(step)
+        if step == 0:
+            batch.target.image.fill_(value)
+        return batch, skips
+
+    data.next_train = next_train
+    before = weights(trainer.pipeline.model)
+    iterate(trainer, 0)
+    for name, now in trainer.pipeline.model.state_dict().items():
+        assert torch.equal(now, before[name]), name
+    iterate(trainer, 1)
+    assert trainer.optimizers.skipped_steps == 1
+    assert all(bool(now.isfinite().all()) for now in trainer.pipeline.model.state_dict().values())
+
+
+def accumulating(rooms: Path, folder: Path, counts: dict[str, int]) -> LatentSplatTrainerConfig:
+    """A small training with all losses from the first step on, whose gradients are accumulated over some steps."""
+    config = config_of(rooms, folder)
+    config.gradient_accumulation_steps, config.save_only_latest_checkpoint = counts, False
+    config.pipeline.datamanager.preparation.image_size = (32, 32)
+    config.pipeline.model.schedule = replace(
+        ALL_LOSSES, combined=(LossTerm("l1", 1.0, 0),), adversarial=AdversarialConfig(starts_at_step=0)
+    )
+    return config
 
 
 # ------------------------------------------------------------------------------------ being stopped, and resuming
