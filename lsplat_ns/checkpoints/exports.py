@@ -6,10 +6,8 @@ file of Gaussians can hold it.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.distributions import DiagonalGaussian
 from lsplat_ns.errors import SceneDataError
 from lsplat_ns.geometry.covariance import scales_and_quaternions
@@ -114,6 +113,9 @@ def write_ply(
 
     Returns:
         Number of Gaussians written.
+
+    Raises:
+        SceneDataError: If the disk is full or the file cannot be written.
     """
     splats = viewer_gaussians(gaussians, similarity, **{"keep": "visible", **options})
     rest = splats.harmonics[:, :, 1:].flatten(1)
@@ -131,7 +133,7 @@ def write_ply(
     names += ["opacity", *(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
     header = ["ply", "format binary_little_endian 1.0", "comment written by lsplat-ns"]
     header += [f"element vertex {splats.count}", *(f"property float {name}" for name in names), "end_header", ""]
-    with _replacing(path) as partial, partial.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         file.write("\n".join(header).encode())
         file.write(_numpy(torch.cat(columns, dim=1)).astype("<f4", copy=False).tobytes())
     return splats.count
@@ -178,6 +180,9 @@ def write_splat(path: Path, gaussians: Gaussians | VariationalGaussians, similar
 
     Returns:
         Number of Gaussians written; faint ones are left out.
+
+    Raises:
+        SceneDataError: If the disk is full or the file cannot be written.
     """
     splats = viewer_gaussians(gaussians, similarity, degree=0, keep="visible")
     order = (splats.opacities * splats.scales.prod(-1)).argsort(descending=True)
@@ -189,8 +194,8 @@ def write_splat(path: Path, gaussians: Gaussians | VariationalGaussians, similar
     records["scale"] = _numpy(splats.scales[order])
     records["color"] = _numpy((rgba[order] * 255).round().clamp(0, 255))
     records["rotation"] = _numpy((splats.quaternions_wxyz[order] * 128 + 128).round().clamp(0, 255))
-    with _replacing(path) as partial:
-        records.tofile(partial)
+    with replacing(path) as partial:
+        partial.write_bytes(records.tobytes())
     return splats.count
 
 
@@ -202,6 +207,9 @@ def write_npz(path: Path, gaussians: VariationalGaussians, similarity: Similarit
 
     Returns:
         Number of Gaussians written; all of them.
+
+    Raises:
+        SceneDataError: If the disk is full or the file cannot be written.
     """
     similarity = similarity or Similarity()
     arrays = {
@@ -215,9 +223,11 @@ def write_npz(path: Path, gaussians: VariationalGaussians, similarity: Similarit
     }
     if gaussians.features.logvar is not None:
         arrays["feature_logvar"] = gaussians.features.logvar
-    with _replacing(path) as partial, partial.open("wb") as file:
-        plain = {name: _numpy(value) for name, value in arrays.items()}
-        np.savez(file, format=NPZ_FORMAT, similarity_scale=float(similarity.scale), **plain)
+    plain = {name: _numpy(value) for name, value in arrays.items()}
+    content = BytesIO()  # a zip file that a full disk cuts short complains once more when it is thrown away
+    np.savez(content, format=NPZ_FORMAT, similarity_scale=float(similarity.scale), **plain)
+    with replacing(path) as partial:
+        partial.write_bytes(content.getbuffer())
     return gaussians.count
 
 
@@ -243,15 +253,3 @@ def read_npz(path: Path) -> tuple[VariationalGaussians, Similarity]:
 
 def _numpy(value: Tensor) -> np.ndarray:
     return value.detach().float().cpu().numpy()
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its place once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from lsplat_ns.wording import counted
 
 IMAGE_METRICS = ("psnr", "ssim", "lpips", "dists")
 NORMAL_95 = 1.96
-MUST_AGREE = ("data", "index", "image_size", "precision", "draws", "seed")
+MUST_AGREE = ("data", "data_path", "index", "image_size", "precision", "draws", "seed")
 """Settings that change numbers whatever the networks are."""
 THUMBNAIL = 220
 
@@ -108,9 +108,9 @@ def _warnings(
 ) -> list[str]:
     settings = [summary["settings"] for summary in summaries]
     found = [
-        f"{name.replace('_', ' ').capitalize()} differs: {_said(one)} in A, {_said(other)} in B."
-        for name, one, other in ((name, *(values.get(name) for values in settings)) for name in MUST_AGREE)
-        if one != other
+        f"{name.replace('_', ' ').capitalize()} {difference}."
+        for name in MUST_AGREE
+        if (difference := _difference(name, *settings))
     ]
     for name, summary in zip("AB", summaries, strict=True):
         if not summary["complete"]:
@@ -120,6 +120,14 @@ def _warnings(
     if alone:
         found.append(f"Evaluated by only one of the two and left out: {alone} of {len(first | second)} entries.")
     return found
+
+
+def _difference(name: str, a: dict[str, Any], b: dict[str, Any]) -> str:
+    """How a setting differs; nothing where it does not. Earlier versions of this program noted fewer."""
+    noted = [side for side, settings in (("A", a), ("B", b)) if name in settings]
+    if len(noted) == 1:
+        return f"is noted by {noted[0]} alone, and may differ"
+    return f"differs: {_said(a[name])} in A, {_said(b[name])} in B" if noted and a[name] != b[name] else ""
 
 
 def _said(value: Any) -> str:

@@ -9,10 +9,11 @@ third one, k, by a plane sweep with the known cameras, and asks whether j agrees
 3. The pixel's error is 1 - the best correlation of j at these depths, within [0, 1].
 
 The score of a pair is the mean over pixels with texture that both others see, of both directions, (i, j) and (j, i).
-Depth comes from other views than those compared, so views cannot fit each other by a wrong depth. Brightness and
-contrast do not count (as in MEt3R), colours do in ``color_error``. True renders of rooms and objects, up to 6 degrees
-apart, have an error of 0.1 to 0.15; farther apart, they look different for good reasons (0.4 at 18 degrees). The same
-renders bent at random by 1 pixel of 128 have 0.4, by 4 pixels 0.65, and different rooms in turn 0.75.
+Depth comes from other views than those compared, so views cannot fit each other by a wrong depth. Where i and j stand
+on one place, depth does not matter, and a single plane is laid. Brightness and contrast do not count (as in MEt3R),
+colours do in ``color_error``. True renders of rooms and objects, up to 6 degrees apart, have an error of 0.1 to 0.15;
+farther apart, they look different for good reasons (0.4 at 18 degrees). The same renders bent at random by 1 pixel of
+128 have 0.4, by 4 pixels 0.65, and different rooms in turn 0.75.
 
 :func:`met3r` is MEt3R (arXiv 2501.06336) by its own package, where that is installed.
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lsplat_ns.errors import MissingExtra, SceneDataError, ShapeMismatch
-from lsplat_ns.geometry.rays import MIN_BASELINE, pixel_centers, pixel_size_at_unit_depth, project, world_rays
+from lsplat_ns.geometry.rays import camera_rays, pixel_centers, pixel_size_at_unit_depth, project
 from lsplat_ns.scene import Cameras
 from lsplat_ns.wording import counted
 
@@ -44,6 +45,10 @@ LEAST_CONTRAST = 0.01
 """Standard deviation of brightness from which on a patch has texture."""
 FEWEST_PIXELS = 0.02
 """Share of a view's pixels that must be comparable, or the pair has no score."""
+SAME_PLACE = 1e-6
+"""Distance up to which two cameras stand on one place, relative to their farthest coordinate: what float32 rounds."""
+LEAST_BASELINE = 0.05
+"""A third view stands at least this share of the pair's distance apart; depths would be too coarse for the pair."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +88,12 @@ def consistency(images: Tensor, cameras: Cameras) -> Consistency:
         there = counted(count, "view is there", "views are there")
         raise SceneDataError(f"consistency compares neighbouring views by a third one, but {there}")
     images = _reduced(images.float())
-    cameras = cameras.to(images.device)
+    cameras = cameras.to("cpu")  # few numbers, many decisions
     pairs = tuple((i, i + 1) for i in range(count - 1))
-    rows = []
-    for i, j in pairs:
-        before, after = (i - 1 if i > 0 else j + 1), (j + 1 if j + 1 < count else i - 1)
-        both = torch.stack([_compared(images, cameras, (i, j, before)), _compared(images, cameras, (j, i, after))])
-        rows.append(both.mean(0))
+    rows = [
+        torch.stack([_compared(images, cameras, pair), _compared(images, cameras, pair[::-1])]).mean(0)
+        for pair in pairs
+    ]
     error, color_error, coverage = torch.stack(rows).cpu().unbind(-1)
     return Consistency(pairs, error, color_error, coverage)
 
@@ -148,17 +152,51 @@ def _reduced(images: Tensor) -> Tensor:
     return functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def _compared(images: Tensor, cameras: Cameras, views: tuple[int, int, int]) -> Tensor:
-    """Error, colour error and coverage [3] of view j against view i, at the depths that view k finds: (i, j, k)."""
-    i, j, k = views
+def _third_view(cameras: Cameras, pair: tuple[int, int]) -> int | None:
+    """The view nearest to i in the sequence, of those that tell depths in i for a comparison with j.
+
+    j itself where i and j stand on one place; None where there is no such view.
+    """
+    i, j = pair
+    places = cameras.origins[0].double()
+    distance = (places - places[i]).norm(dim=-1)
+    rounded = SAME_PLACE * places.abs().max()
+    if distance[j] <= rounded:
+        return j
+    far_enough = distance > torch.maximum(rounded, LEAST_BASELINE * distance[j])
+    others = [view for view in range(len(places)) if view not in pair and far_enough[view]]
+    return min(others, key=lambda view: abs(view - i), default=None)
+
+
+def _poses_in_first(world_from_camera: Tensor, one_place: bool) -> Tensor:
+    """Poses [n, 4, 4] in the first one's axes, float32: free of the scene's origin and unit.
+
+    The two that are farthest apart are so by 1; or all cameras are at 0, where they stand on one place.
+    """
+    poses = world_from_camera.double()
+    relative = poses[0].inverse() @ poses
+    places = relative[:, :3, 3].clone()
+    span = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").max()
+    relative[:, :3, 3] = 0 if one_place else places / span
+    return relative.float()
+
+
+def _compared(images: Tensor, cameras: Cameras, pair: tuple[int, int]) -> Tensor:
+    """Error, colour error and coverage [3] of view j against view i, at the depths that a third view finds: (i, j)."""
+    i, j = pair
+    k = _third_view(cameras, pair)
+    if k is None:
+        return images.new_tensor([torch.nan, torch.nan, 0.0])
     size = images.shape[-2:]
-    inverse_depth = _inverse_depths(cameras, (i, k), size)
-    points_xy = pixel_centers(*size, like=images)
-    origin, rays = world_rays(points_xy, cameras.world_from_camera[0, i], cameras.intrinsics_norm[0, i])
-    forward = cameras.world_from_camera[0, i, :3, 2]
-    along = rays / (rays @ forward)[:, None]  # to z = 1
-    points = origin + along / inverse_depth[:, None, None]  # [planes, pixels, 3]
-    (warped_j, seen_j), (warped_k, seen_k) = (_warped(images[v], points, cameras, v) for v in (j, k))
+    poses = _poses_in_first(cameras.world_from_camera[0, [i, j, k]], one_place=k == j)
+    intrinsics = cameras.intrinsics_norm[0, [i, j, k]].float()
+    inverse_depth = _inverse_depths(poses[2], intrinsics[0], size).to(images.device)
+    poses, intrinsics = poses.to(images.device), intrinsics.to(images.device)
+    rays = camera_rays(pixel_centers(*size, like=images), intrinsics[0])
+    points = rays / rays[:, 2:] / inverse_depth[:, None, None]  # [planes, pixels, 3]
+    (warped_j, seen_j), (warped_k, seen_k) = (
+        _warped(images[view], points, poses[place], intrinsics[place]) for place, view in ((1, j), (2, k))
+    )
     gray = images[i].mean(0)[None, None]
     from_k = _correlation(gray, warped_k).masked_fill(~seen_k, -2.0)
     from_j = _correlation(gray, warped_j)
@@ -177,19 +215,22 @@ def _compared(images: Tensor, cameras: Cameras, views: tuple[int, int, int]) -> 
     return torch.stack([error, color_error, coverage])
 
 
-def _inverse_depths(cameras: Cameras, pair: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """1 / z [planes] from (nearly) infinity to where a point moves by :data:`NEAREST_SHIFT` between two views."""
-    first, second = cameras.origins[0, list(pair)]
-    baseline = (first - second).norm().clamp_min(MIN_BASELINE)
-    pixel = pixel_size_at_unit_depth(cameras.intrinsics_norm[0, pair[0]], size).mean()
-    nearest = NEAREST_SHIFT * min(size) * pixel / baseline
-    return nearest * torch.linspace(1e-4, 1, PLANES, device=nearest.device)
+def _inverse_depths(pose: Tensor, intrinsics_norm: Tensor, size: tuple[int, int]) -> Tensor:
+    """1 / z [planes] from (nearly) infinity to where a point moves by :data:`NEAREST_SHIFT` in a view of this pose.
+
+    A single one, 1, where the view stands at 0, as the one that is swept does.
+    """
+    baseline = pose[:3, 3].norm()
+    if not baseline:
+        return torch.ones(1)
+    pixel = pixel_size_at_unit_depth(intrinsics_norm, size).mean()
+    return NEAREST_SHIFT * min(size) * pixel / baseline * torch.linspace(1e-4, 1, PLANES)
 
 
-def _warped(image: Tensor, points: Tensor, cameras: Cameras, view: int) -> tuple[Tensor, Tensor]:
-    """What a view shows at world points [planes, pixels, 3]: [planes, 3, h, w], and whether it sees them."""
+def _warped(image: Tensor, points: Tensor, pose: Tensor, intrinsics_norm: Tensor) -> tuple[Tensor, Tensor]:
+    """What a view shows at points [planes, pixels, 3]: [planes, 3, h, w], and whether it sees them."""
     height, width = image.shape[-2:]
-    xy, in_front = project(points, cameras.world_from_camera[0, view], cameras.intrinsics_norm[0, view])
+    xy, in_front = project(points, pose, intrinsics_norm)
     seen = in_front & ((xy >= 0) & (xy <= 1)).all(-1)
     grid = (2 * xy - 1).clamp(-2, 2).view(len(points), height, width, 2)
     warped = functional.grid_sample(

@@ -22,6 +22,7 @@ from lsplat_ns.wording import counted
 
 CONTEXT_VIEWS = 2
 NO_ENTRY, NOT_IN_DATA = "the index has no entry for it", "not in the data"
+REPEATED = "it repeats views of an earlier entry, and would overwrite its pictures"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,24 @@ class Entry:
     def key(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
         """What tells entries apart."""
         return self.scene, self.choice.context, self.choice.target
+
+    @property
+    def title(self) -> str:
+        """The key in words."""
+        context, target = (", ".join(map(str, frames)) for frames in (self.choice.context, self.choice.target))
+        return f"{self.scene} ({context} → {target})"
+
+    def repeats(self, other: Entry) -> bool:
+        """Whether it shows what another entry of the scene does: its targets, or one of them from the swapped pair.
+
+        Published indices have pairs with several entries, whose targets may overlap: those are no repetitions.
+        """
+        context, target = self.choice.context, set(self.choice.target)
+        if sorted(context) != sorted(other.choice.context):
+            return False
+        return target == set(other.choice.target) or (
+            context != other.choice.context and not target.isdisjoint(other.choice.target)
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,8 @@ class EvaluationData(Protocol):
     entries: Sequence[Entry]
     left_out: dict[str, str]
     """Scenes of the index that have no entry here, and why."""
+    repeated: dict[str, str]
+    """Entries of the index that are not here because an earlier one shows the same, by title, and why."""
     size: tuple[int, int]
     """(height, width) of the network's images."""
 
@@ -78,12 +99,15 @@ class IndexedScenes:
     left_out: dict[str, str]
     preparation: PreparationConfig
     read_scene: Callable[[str], PosedVideo] = field(repr=False)
+    repeated: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(
         name: str, index_files: Sequence[Path], source: SceneSource, preparation: PreparationConfig
     ) -> IndexedScenes:
         """Join indices and scenes. Entries come in the order of the data's shards, so that each is read once.
+
+        An entry that repeats an earlier one is left out: both would have the same files, and count twice.
 
         Raises:
             SceneDataError: If an index cannot be read, or none of its scenes is in the data.
@@ -93,14 +117,23 @@ class IndexedScenes:
         left_out = {scene: NO_ENTRY for path in index_files for scene in _scenes_of_index(path) if scene not in choices}
         left_out |= {scene: NOT_IN_DATA for scene in choices if scene not in stored}
         order = [scene for shard in source.shards for scene in source.scenes_of(shard) if scene in choices]
-        entries = tuple(Entry(scene, choice) for scene in order for choice in choices[scene])
+        entries, repeated = [], {}
+        for scene in order:
+            kept: list[Entry] = []
+            for number, choice in enumerate(choices[scene], start=1):
+                entry = Entry(scene, choice)
+                if any(entry.repeats(other) for other in kept):
+                    repeated[f"{entry.title}, entry {number} of the scene"] = REPEATED
+                else:
+                    kept.append(entry)
+            entries += kept
         names = " + ".join(path.name for path in index_files)
         if not entries:
             raise SceneDataError(
                 f"no scene of the evaluation index {names} is in the data, which has {min(stored)}, ...; "
                 f"name another index with --index"
             )
-        return IndexedScenes(name, names, entries, left_out, preparation, source.read_scene)
+        return IndexedScenes(name, names, tuple(entries), left_out, preparation, source.read_scene, repeated)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -134,7 +167,8 @@ class IndexedScenes:
 
     def thinned(self, count: int) -> IndexedScenes:
         """At most ``count`` entries, evenly spread."""
-        return replace(self, entries=tuple(self.entries[i] for i in spread_out(len(self.entries), count)))
+        chosen = tuple(self.entries[i] for i in spread_out(len(self.entries), count))
+        return replace(self, entries=chosen, repeated={})
 
 
 def _scenes_of_index(path: Path) -> list[str]:

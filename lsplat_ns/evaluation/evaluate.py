@@ -81,7 +81,7 @@ class EvaluationOutcome:
     """What a call did."""
 
     folder: EvaluationFolder
-    skipped: dict[str, str] = field(default_factory=dict)  # scene and context of entries -> why they cannot be used
+    skipped: dict[str, str] = field(default_factory=dict)  # titles of entries -> why they cannot be used
     finished: bool = False
 
 
@@ -94,9 +94,9 @@ def evaluate_entries(
 ) -> EvaluationOutcome:
     """Score every entry that the folder does not hold yet, and write its pictures and numbers.
 
-    An entry without a metric that can be computed now, when it could not be before, is scored anew. One that cannot be
-    used is left out and named; the next call tries it again. KeyboardInterrupt ends the loop between two entries'
-    results: the outcome then says that it is not finished.
+    An entry without a metric that can be computed now, when it could not be before, is scored anew, and so is one whose
+    pictures are gone. One that cannot be used is left out and named; the next call tries it again. KeyboardInterrupt
+    ends the loop between two entries' results: the outcome then says that it is not finished.
 
     Args:
         evaluation: What to evaluate.
@@ -109,14 +109,14 @@ def evaluate_entries(
     """
     outcome = EvaluationOutcome(folder)
     names = evaluation.metrics.available.keys()
-    wanted = [entry for entry in evaluation.data.entries if not folder.holds(entry.key, names)]
+    wanted = [entry for entry in evaluation.data.entries if not folder.holds(entry.key, names, truths)]
     done = len(evaluation.data.entries) - len(wanted)
     warm = False
     try:
         for entry, loaded in _read_ahead(evaluation.data, wanted):
             done += 1
             if isinstance(loaded, SceneDataError):
-                outcome.skipped[_title(entry)] = str(loaded)
+                outcome.skipped[entry.title] = str(loaded)
                 if on_entry is not None:
                     on_entry(done, None)
                 continue
@@ -136,10 +136,6 @@ def evaluate_entries(
     except KeyboardInterrupt:
         pass  # what is done is on disk; the caller reports it as partial
     return outcome
-
-
-def _title(entry: Entry) -> str:
-    return f"{entry.scene} ({', '.join(map(str, entry.choice.context))})"
 
 
 def _read_ahead(data: EvaluationData, entries: list[Entry]) -> Iterator[tuple[Entry, LoadedEntry | SceneDataError]]:
@@ -215,11 +211,14 @@ def finish(
     summary = {
         "complete": outcome.finished,
         "settings": folder.settings,
-        "listed": {"entries": len(data.entries), "scenes": len({e.scene for e in data.entries}) + len(data.left_out)},
+        "listed": {
+            "entries": len(data.entries) + len(data.repeated),
+            "scenes": len({entry.scene for entry in data.entries}) + len(data.left_out),
+        },
         **summed,
         "distances": found,
         "unavailable": unavailable,
-        "skipped": {**data.left_out, **outcome.skipped},
+        "skipped": {**data.left_out, **data.repeated, **outcome.skipped},
         "peak_gpu_bytes": peak,
         "device": device,
     }

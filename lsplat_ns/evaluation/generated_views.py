@@ -64,7 +64,8 @@ def score_scene(given: Views, truth: Views, images: Tensor, anchors: tuple[int, 
         anchors: Frames of ``truth`` that are scored apart as well.
     """
     true = truth.image[0]
-    distance = torch.cdist(truth.cameras.origins[0], given.cameras.origins[0])
+    places = truth.cameras.origins[0], given.cameras.origins[0]
+    distance = torch.cdist(*places, compute_mode="donot_use_mm_for_euclid_dist")
     pictures = {GENERATED: images, NEAREST: given.image[0][distance.argmin(1)]}
     metrics = {
         what: {name: [_plain(v) for v in metric(shown, true).tolist()] for name, metric in IMAGE_METRICS.items()}

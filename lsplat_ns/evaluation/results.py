@@ -13,12 +13,15 @@ from typing import Any
 
 from lsplat_ns.data.atomic_files import replacing
 from lsplat_ns.errors import ConfigError, LsplatError
+from lsplat_ns.evaluation.image_folders import CONTEXT, image_file
 from lsplat_ns.evaluation.metrics import METRICS
 from lsplat_ns.evaluation.protocol import OURS, SPLAT, EntryScore, Kind
 
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
 PREDICTIONS, TRUTHS = Path("images/prediction"), Path("images/truth")
 """Where pictures lie in an evaluation's folder, each in the originals' layout."""
+DIGEST = "_sha256"
+"""Settings whose names end so stand for what is too long to be written out."""
 ALL = "all"
 Key = tuple[str, tuple[int, ...], tuple[int, ...]]
 
@@ -97,20 +100,21 @@ class EvaluationFolder:
         if path.is_file():
             self._resume(path)
             return
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        if self.root.exists() and not self._is_free():
             raise ConfigError(f"{self.root} exists and is not an evaluation; choose another folder with --output")
         with replacing(path) as partial:
             partial.write_text(json.dumps(self.settings, indent=2) + "\n")
+
+    def _is_free(self) -> bool:
+        """Whether nothing is there, or only what a call that was killed left of its first file."""
+        return self.root.is_dir() and all(file.name.startswith(f".{SETTINGS}.partial-") for file in self.root.iterdir())
 
     def _resume(self, path: Path) -> None:
         stored = read_json(path)
         changed = [name for name in self.settings if stored.get(name) != self.settings[name]]
         if changed:
-            name = changed[0]
-            raise ConfigError(
-                f"{self.root} holds an evaluation with {name} {stored.get(name)!r}, not {self.settings[name]!r}; "
-                f"choose another folder with --output, or remove it"
-            )
+            held = f"{self.root} holds an evaluation {_difference(changed[0], stored, self.settings)}"
+            raise ConfigError(f"{held}; choose another folder with --output, or remove it")
         self.done = {result.key: result for result in read_results(self.root)}
 
     @property
@@ -123,9 +127,16 @@ class EvaluationFolder:
         """True views, and context views."""
         return self.root / TRUTHS
 
-    def holds(self, key: Key, metrics: Collection[str]) -> bool:
-        """Whether an entry is there with these metrics of the prediction."""
-        return key in self.done and set(metrics) <= self.done[key].metrics[OURS].keys()
+    def holds(self, key: Key, metrics: Collection[str], truths: bool = True) -> bool:
+        """Whether an entry is there with these metrics, and its pictures (``truths``: true ones, too)."""
+        if key not in self.done or not set(metrics) <= self.done[key].metrics[OURS].keys():
+            return False
+        scene, context, target = key
+        files = [image_file(self.predictions, scene, context, frame) for frame in target]
+        if truths:
+            files += [image_file(self.truths, scene, context, frame) for frame in target]
+            files += [image_file(self.truths, scene, context, frame, CONTEXT) for frame in context]
+        return all(file.is_file() for file in files)
 
     def add(self, result: EntryResult) -> None:
         """Append one entry; what an interruption leaves of a line is ignored when it is read.
@@ -141,6 +152,16 @@ class EvaluationFolder:
         except OSError as error:
             raise LsplatError(f"cannot write {path}: {error.strerror or error}") from None
         self.done[result.key] = result
+
+
+def _difference(name: str, stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What an evaluation is of that has another setting than the wanted one."""
+    what = name.removesuffix(DIGEST)
+    if name not in stored:
+        return f"that does not note its {what.replace('_', ' ')} (by an earlier version, or of another system)"
+    if what != name:
+        return f"of other {what}"
+    return f"with {name} {stored[name]!r}, not {wanted[name]!r}"
 
 
 def _ends_with_newline(path: Path) -> bool:

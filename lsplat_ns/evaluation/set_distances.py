@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lsplat_ns.checkpoints.pretrained import WEIGHTS_FOLDER_VARIABLE, weight_folders
-from lsplat_ns.errors import CheckpointMismatch, MissingExtra, MissingWeights
+from lsplat_ns.errors import CheckpointMismatch, MissingExtra, MissingWeights, SceneDataError
 
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
 """torch-fidelity's and pytorch-fid's names of the same file."""
@@ -93,6 +93,9 @@ def set_distances(
         features_of: Of images uint8 [n, 3, height, width], features [n, channels]: an :class:`Inception`.
         scratch: Existing folder for the two files.
         on_images: Called with the number of images that were read, for progress.
+
+    Raises:
+        SceneDataError: If an image cannot be read.
     """
     fake, real = (
         _store_features(files, features_of, scratch / name, on_images)
@@ -123,8 +126,11 @@ def _store_features(
 def _read_image(file: Path) -> Tensor:
     from PIL import Image
 
-    with Image.open(file) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    try:
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow reports broken files by all of them
+        raise SceneDataError(f"cannot read image {file}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _chunks(features: np.ndarray, size: int = 1024) -> Iterator[Tensor]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.evaluation.comparison import Comparison, table_rows, write_comparison, write_numbers
-from lsplat_ns.evaluation.results import SETTINGS, SUMMARY
+from lsplat_ns.evaluation.results import SETTINGS, SUMMARY, read_json
 from lsplat_ns.plugin.evaluating import EvaluationOptions, check_run, evaluate_run
 from lsplat_ns.wording import counted
 
@@ -21,7 +22,8 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
         options: For runs that are to be evaluated.
 
     Raises:
-        LsplatError: As :func:`evaluate_run`; ConfigError if the two share no entry, or ``output`` is an evaluation.
+        LsplatError: As :func:`evaluate_run`; ConfigError if the two share no entry, one is an evaluation without a
+            summary, or ``output`` is an evaluation.
     """
     from rich.console import Console
     from rich.table import Table
@@ -30,6 +32,7 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
         raise ConfigError(f"{output} holds an evaluation; choose another folder with --output")
     for run in (a, b):  # what is wrong with B shows before A is evaluated, which may take hours
         if not (run / SUMMARY).is_file():
+            _refuse_unfinished(run)
             check_run(run, options)
     folders = tuple(_evaluated(run, output / name, options) for run, name in ((a, "a"), (b, "b")))
     comparison = Comparison.of(*folders)
@@ -47,6 +50,17 @@ def compare_runs(a: Path, b: Path, output: Path, options: EvaluationOptions) -> 
         print(f"Note: {warning}")
     print(f"Report: {page}")
     return comparison
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Raise ConfigError where an evaluation was killed before it could sum up."""
+    if not (folder / SETTINGS).is_file():
+        return
+    run = read_json(folder / SETTINGS).get("run", "RUN")
+    command = shlex.join(["lsplat", "evaluate", str(run), "--output", str(folder)])
+    raise ConfigError(
+        f"{folder} holds an evaluation that is not finished; go on with `{command}` and the options that it began with"
+    )
 
 
 def _evaluated(run: Path, output: Path, options: EvaluationOptions) -> Path:

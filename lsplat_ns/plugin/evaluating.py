@@ -83,7 +83,7 @@ def evaluate_run(run: Path, output: Path, options: EvaluationOptions) -> dict[st
     with console.status("Loading the network"):
         network = load_network(stored, network_config)
     data = ActiveSceneData(opened, network) if isinstance(opened, ActiveScene) else opened
-    settings = _settings(stored, data, options)
+    settings = _settings(stored, config, data, options)
     folder = EvaluationFolder(output, settings)
     found = find_image_metrics()
     illustrator = Illustrator(
@@ -143,14 +143,22 @@ def _open_data(config: DataParserConfig, stored: StoredRun, options: EvaluationO
     return data if options.most_entries is None else data.thinned(options.most_entries)
 
 
-def _settings(stored: StoredRun, data: EvaluationData, options: EvaluationOptions) -> dict[str, Any]:
-    """What the numbers depend on; a folder holds one such evaluation."""
+def _settings(
+    stored: StoredRun, config: DataParserConfig, data: EvaluationData, options: EvaluationOptions
+) -> dict[str, Any]:
+    """What the numbers depend on; a folder holds one such evaluation.
+
+    Of the data, where they lie and which entries are evaluated: to read all images would take as long as to score them.
+    """
     entries = repr([entry.key for entry in data.entries]).encode()
     exact = stored.config.pipeline.model.acceleration == "off" or not torch.cuda.is_available()
+    folders = (config.data, *getattr(config, "more_data", ()))
     return {
         "run": str(stored.folder.resolve()),
         "steps": stored.steps_done,
+        "weights_sha256": stored.weights_sha256(),
         "data": data.name,
+        "data_path": " + ".join(str(Path(folder).resolve()) for folder in folders),
         "index": data.index,
         "entries_sha256": sha256(entries).hexdigest(),
         "image_size": list(data.size),

@@ -43,6 +43,11 @@ class ActiveSceneData:
         return {}
 
     @property
+    def repeated(self) -> dict[str, str]:
+        """Nothing: there is one entry."""
+        return {}
+
+    @property
     def name(self) -> str:
         """Of the scene."""
         return self.scene.name

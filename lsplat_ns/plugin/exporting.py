@@ -1,11 +1,14 @@
 """``lsplat export``: the active scene of a run as a file."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from lsplat_ns.checkpoints.exports import write_npz, write_ply, write_splat
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.plugin.runs import read_run_config
+from lsplat_ns.plugin.pipeline import LatentSplatPipeline
+from lsplat_ns.plugin.runs import read_run_config, where_it_lies
 from lsplat_ns.plugin.scene_model import PredictedScene
 
 WRITERS = (".ply", ".splat", ".npz")
@@ -15,30 +18,39 @@ def export_scene(config: Path, output: Path, *, scene: Optional[str] = None, kee
     """Predict the active scene of a run and write it in nerfstudio's frame, as ``ns-export`` does.
 
     Args:
-        config: The run's config.yml, or its folder.
+        config: The run's config.yml, or its folder. Checkpoints are those beside it, also where the run was moved.
         output: File ending in .ply, .splat or .npz. An npz keeps the network's frame, and the way to nerfstudio's.
-        scene: Id or number of another scene.
+        scene: Id or number of another scene; other tools go on with theirs.
         keep_faint: Write Gaussians too faint to be drawn into a PLY, too.
 
     Returns:
         Number of Gaussians written.
 
     Raises:
-        ConfigError: If there is no such run, it is of another method, or there is no such format.
-        SceneDataError: If there is no such scene.
+        ConfigError: If there is no such run, it is of another method, there is no such format, or ``output`` is a
+            folder.
+        SceneDataError: If there is no such scene, or the file cannot be written.
     """
     from nerfstudio.utils.eval_utils import eval_setup
 
     config, _ = read_run_config(config)
     if output.suffix not in WRITERS:
         raise ConfigError(f"--output must end in {', '.join(WRITERS)}, not {output.name!r}")
-    _, pipeline, _, _ = eval_setup(config, test_mode="inference")
-    if scene is not None:
-        pipeline.set_scene(scene)
-    prediction = pipeline.model.prediction()
+    if output.is_dir():
+        raise ConfigError(f"{output} is a folder; name another file with --output")
+    _, pipeline, _, _ = eval_setup(config, test_mode="inference", update_config_callback=partial(where_it_lies, config))
+    prediction = pipeline.model.prediction() if scene is None else _predict(pipeline, scene)
     if prediction is None:
         raise SceneDataError(f"the run at {config} has no scene to export")
     return write_scene(prediction, output, keep_faint=keep_faint)
+
+
+def _predict(pipeline: LatentSplatPipeline, scene: str) -> PredictedScene:
+    """A scene by id or number, with its generated views, as a viewer would show it; nothing is shown or remembered."""
+    datamanager = pipeline.datamanager
+    found, shown = datamanager.find_scene(scene), datamanager.scene
+    layers = shown.layers if found.name == shown.name else datamanager.layers_of(found.name)
+    return pipeline.model.predict(replace(found, layers=layers))
 
 
 def write_scene(prediction: PredictedScene, output: Path, *, keep_faint: bool = False) -> int:

@@ -67,16 +67,20 @@ def import_checkpoint(
         data: Scenes to look at: RealEstate10k chunks, CO3D, or a capture with a transforms.json. By default the
             method's.
         method: Registered method that the weights belong to. By default one that has their network.
-        steps_done: Training steps behind the weights. By default what the file says, else a finished training.
+        steps_done: Training steps behind the weights, 0 or more. By default what the file says, if it says that many,
+            else a finished training.
         autoencoder: MV-LDM only: file with the weights of Stable Diffusion 2.1's autoencoder, where the checkpoint has
             none or others are wanted.
 
     Raises:
         CheckpointMismatch: If the file is unsafe, damaged, or fits neither the stated method nor any network.
-        ConfigError: If the method is unknown, an option belongs to the other system, or the output folder is in use.
+        ConfigError: If the method is unknown, an option is out of its range or belongs to the other system, or the
+            output folder is in use.
         MissingWeights: If a checkpoint of MV-LDM has no autoencoder and none was stated.
         SceneDataError: If ``data`` is no dataset.
     """
+    if steps_done is not None and steps_done < 0:
+        raise ConfigError(f"--steps must be 0 or more, but is {steps_done}")
     folder = free_folder(output)
     source = UpstreamCheckpoint.read(checkpoint)
     if is_mvldm(source.state):
@@ -88,7 +92,7 @@ def import_checkpoint(
     name, architecture, also_fitting = _recognise(source, method)
     weights = source.weights_for(architecture)
     if steps_done is None:
-        steps_done = FINISHED_STEPS if source.steps_done is None else source.steps_done
+        steps_done = _steps_of(source, FINISHED_STEPS)
     config = _run_config(folder, name, architecture, data)
     provenance = {**_provenance(source.path, name, steps_done, weights), "also_fitting": also_fitting}
     # A model's device marker is part of its state; the rest is what the network holds.
@@ -103,7 +107,7 @@ def _import_mvldm(
 ) -> ImportedRun:
     found = read_upstream_diffusion(source, autoencoder)
     if steps_done is None:
-        steps_done = FINISHED_MVLDM_STEPS if source.steps_done is None else source.steps_done
+        steps_done = _steps_of(source, FINISHED_MVLDM_STEPS)
     provenance = _provenance(source.path, MVLDM, steps_done, found.weights)
     provenance["left_out"] = {
         "tensors of transformers that never run": found.idle_left_out,
@@ -116,6 +120,12 @@ def _import_mvldm(
         provenance["autoencoder"] = {"source": autoencoder.name, "sha256": sha256(autoencoder)}
     write_mvldm(folder, found.config, found.weights, provenance)
     return ImportedRun(folder, MVLDM, (), steps_done)
+
+
+def _steps_of(source: UpstreamCheckpoint, finished: int) -> int:
+    """The training steps that a file states; those of a finished training where it states no possible number."""
+    stated = source.steps_done
+    return finished if stated is None or stated < 0 else stated
 
 
 def _provenance(source: Path, method: str, steps_done: int, weights: Dict[str, torch.Tensor]) -> Dict[str, Any]:

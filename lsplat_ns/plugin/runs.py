@@ -7,6 +7,7 @@ import os
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Dict, Optional
 
@@ -22,6 +23,8 @@ from lsplat_ns.plugin.trainer import LatentSplatTrainerConfig, checkpoint_steps,
 
 PROVENANCE = "provenance.json"
 """File beside config.yml that tells where the weights came from."""
+SAVED_SCENES = "scenes"
+"""Folder of a run's configs with one of its scenes chosen."""
 
 
 @dataclass
@@ -123,6 +126,27 @@ def read_run_config(run: Path) -> tuple[Path, LatentSplatTrainerConfig]:
     return path, config
 
 
+def where_it_lies(path: Path, config: LatentSplatTrainerConfig) -> LatentSplatTrainerConfig:
+    """The configuration with which nerfstudio opens the checkpoints of the run that a config.yml lies in.
+
+    A run that was moved or copied still names the folder it was made in, where another run may be by now. A copy of a
+    config that lies elsewhere, with another scene in it, has no checkpoints beside it: the run that it names counts.
+
+    Args:
+        path: The config's file: config.yml, or scenes/ID.yml in a run's folder.
+        config: What it holds.
+    """
+    beside = path.parent.resolve()
+    for folder in (beside, beside.parent) if beside.name == SAVED_SCENES else (beside,):
+        if checkpoint_steps(folder / config.relative_model_dir):
+            found = RunFolderConfig.of(config, folder)
+            datamanager = found.pipeline.datamanager
+            if datamanager.layers is not None and (beside / Path(datamanager.layers).name).is_file():
+                datamanager.layers = beside / Path(datamanager.layers).name  # noted beside a saved scene
+            return found
+    return config
+
+
 @dataclass(frozen=True)
 class StoredRun:
     """A run on disk: its configuration and the weights of its last checkpoint."""
@@ -157,3 +181,11 @@ class StoredRun:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointMismatch(f"cannot read {checkpoint}: {reason}") from None
         return StoredRun(path.parent, config, weights, step + 1)
+
+    def weights_sha256(self) -> str:
+        """Digest of all weights with their names, as hexadecimal text."""
+        digest = sha256()
+        for name, value in sorted(self.pipeline_state.items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()

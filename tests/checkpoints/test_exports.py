@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
 
@@ -206,13 +207,27 @@ def test_a_failed_write_leaves_the_file_of_before(tmp_path: Path, monkeypatch: p
     write_npz(path, scene(5))
     before = path.read_bytes()
 
-    def fail(*arguments: object, **arrays: object) -> None:
+    def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(np, "savez", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(SceneDataError, match=r"cannot write .*x.npz: disk full; the old file is unchanged"):
         write_npz(path, scene(6))
     assert path.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["x.npz"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("ending", ["ply", "splat", "npz"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(ending: str, tmp_path: Path) -> None:
+    write = {"ply": write_ply, "splat": write_splat, "npz": write_npz}[ending]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(SceneDataError, match=f"cannot write .*x.{ending}: File too large"):
+            write(tmp_path / f"x.{ending}", scene(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

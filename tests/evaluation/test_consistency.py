@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from lsplat_ns.data.demo_scenes.demo_scene import build_demo_scene
 from lsplat_ns.errors import MissingExtra, SceneDataError, ShapeMismatch
 from lsplat_ns.evaluation.consistency import LONGEST_SIDE, Consistency, consistency, met3r
+from lsplat_ns.geometry.rays import pixel_centers, world_rays
+from lsplat_ns.geometry.trajectories import PathConfig, camera_path
 from lsplat_ns.scene import Cameras
 
 COUNT = 4
+INTRINSICS = torch.tensor([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]])
 
 
 def views(kind: str, seed: int = 3, stride: int = 2, size: tuple[int, int] = (72, 96)) -> tuple[Tensor, Cameras]:
@@ -97,6 +101,74 @@ def test_units_and_brightness_do_not_matter(rooms: tuple[Tensor, Cameras], truth
     dim[1::2] *= 0.7
     darker = consistency(dim, cameras)
     assert darker.mean == pytest.approx(truth.mean, abs=0.02) and darker.color_error.min() > 3 * truth.color_error.max()
+
+
+@pytest.fixture(scope="module")
+def wall() -> Callable[[Tensor], Tensor]:
+    """True renders [n, 3, 64, 64] of a textured plane at z = 6, seen from poses [n, 4, 4]."""
+    texture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    texture = torch.nn.functional.interpolate(texture, (1024, 1024), mode="bicubic").clamp(0, 1)
+    points_xy = pixel_centers(64, 64, like=texture)
+
+    def rendered(pose: Tensor) -> Tensor:
+        origin, rays = world_rays(points_xy, pose, INTRINSICS)
+        points = origin + (6 - origin[:, 2:]) / rays[:, 2:] * rays
+        grid = (points[:, :2] / 8).view(1, 64, 64, 2)
+        return torch.nn.functional.grid_sample(texture, grid, align_corners=False, padding_mode="reflection")[0]
+
+    return lambda poses: torch.stack([rendered(pose) for pose in poses])
+
+
+def scored(images: Tensor, poses: Tensor, origin: float = 0.0, unit: float = 1.0) -> Consistency:
+    """The score of views at poses [n, 4, 4], which are stated with another origin and in another unit."""
+    poses = poses.clone()
+    poses[:, :3, 3] = (poses[:, :3, 3] + origin) * unit
+    ones = torch.ones(1, len(poses))
+    return consistency(images, Cameras(poses[None], INTRINSICS.expand(1, len(poses), 3, 3), ones, ones))
+
+
+def path(kind: str) -> Tensor:
+    """A path and the pose before it."""
+    start = torch.eye(4)
+    return torch.cat([start[None], camera_path(start, PathConfig(kind, 5))])
+
+
+@pytest.mark.parametrize(("kind", "most"), [("truck", 0.02), ("dolly", 0.02), ("pan", 0.05)])
+def test_neither_the_unit_nor_the_origin_of_cameras_matters(
+    kind: str, most: float, wall: Callable[[Tensor], Tensor]
+) -> None:
+    poses = path(kind)
+    images = wall(poses)
+    expected = scored(images, poses)
+    assert 0 < expected.mean < most and float(expected.coverage.min()) > 0.8
+    for origin, unit in ((0, 1e-8), (0, 1e-6), (1, 1e4), (1, 1e8), (1000, 1)):
+        found = scored(images, poses, origin, unit)
+        torch.testing.assert_close(found.error, expected.error, atol=2e-3, rtol=0)
+        torch.testing.assert_close(found.coverage, expected.coverage, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("trembling", [0.0, 1e-8, 1e-4])
+def test_a_camera_that_rests_on_its_way_takes_depths_from_where_it_moves(
+    trembling: float, wall: Callable[[Tensor], Tensor]
+) -> None:
+    poses = path("truck")[[0, 1, 2, 2, 2, 3, 4]]
+    poses[:, :3, 3] += trembling * torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    error = scored(wall(poses), poses).error
+    assert float(error.max()) < 0.03
+
+
+def test_a_turn_on_the_spot_is_inconsistent_where_views_show_something_else(wall: Callable[[Tensor], Tensor]) -> None:
+    poses = path("pan")
+    images = wall(poses)
+    images[3] = wall(path("truck")[-1:])[0]
+    error = scored(images, poses).error
+    assert float(error[[0, 1, 4]].max()) < 0.05 and float(error[[2, 3]].min()) > 0.3
+
+
+def test_without_a_third_place_nothing_tells_depth_and_a_pair_has_no_score(wall: Callable[[Tensor], Tensor]) -> None:
+    poses = path("truck")[[0, 0, 5]]
+    error = scored(wall(poses), poses).error
+    assert float(error[0]) < 0.01 and error[1].isnan()
 
 
 def test_large_images_are_scored_at_the_same_size() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -56,14 +57,52 @@ def test_every_entry_of_the_index_is_used_or_named_with_its_reason(finished: tup
     assert [result.scene for result in read_results(outcome.folder.root)] == ORDER[:-1]  # scene by scene, as stored
     for result in read_results(outcome.folder.root):
         assert {"context": list(result.context), "target": list(result.target)} in INDEX[result.scene]
-    assert summary["skipped"].keys() == {"empty", "elsewhere", "short (0, 2)"}
+    assert summary["skipped"].keys() == {"empty", "elsewhere", "short (0, 2 → 1, 90)"}
     assert summary["skipped"]["empty"] == "the index has no entry for it"
     assert summary["skipped"]["elsewhere"] == "not in the data"
-    assert "90" in summary["skipped"]["short (0, 2)"]
+    assert "90" in summary["skipped"]["short (0, 2 → 1, 90)"]
     assert (summary["entries"], summary["targets"]) == (4, 8)
     assert summary["listed"] == {"entries": 5, "scenes": 6} and summary["complete"]
     assert summary["targets_that_are_context_views"] == 1
     assert summary["unavailable"] == {"fid": "not asked for", "kid": "not asked for"}
+
+
+def with_index(root: Path, **scenes: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> IndexedScenes:
+    """The dataset with another index: context and target frames by scene."""
+    index = {scene: [{"context": c, "target": t} for c, t in listed] for scene, listed in scenes.items()}
+    write_dataset(root).joinpath("evaluation_index.json").write_text(json.dumps(index))
+    return indexed_scenes(root)
+
+
+def test_left_out_entries_of_one_pair_are_all_named(evaluation: Evaluation, tmp_path: Path) -> None:
+    data = with_index(tmp_path / "d", late=[((1, 4), (2,)), ((1, 3), (50,)), ((1, 3), (60, 70))])
+    one = replace(evaluation, data=data)
+    summary = finish(one, evaluate_entries(one, EvaluationFolder(tmp_path / "e", SETTINGS)), distances=False)
+    assert (summary["entries"], summary["listed"]["entries"]) == (1, 3)
+    assert summary["skipped"].keys() == {"late (1, 3 → 50)", "late (1, 3 → 60, 70)"}
+
+
+def test_entries_that_repeat_an_earlier_one_are_left_out_and_named(evaluation: Evaluation, tmp_path: Path) -> None:
+    listed = [((1, 4), (2, 3)), ((4, 1), (3,)), ((1, 4), (2, 3)), ((1, 4), (3, 2)), ((1, 4), (2, 3))]
+    data = with_index(tmp_path / "d", late=listed)
+    assert [entry.key for entry in data.entries] == [("late", *listed[0])]
+    one = replace(evaluation, data=data)
+    summary = finish(one, evaluate_entries(one, EvaluationFolder(tmp_path / "e", SETTINGS)), distances=False)
+    assert (summary["entries"], summary["listed"]) == (1, {"entries": 5, "scenes": 1})
+    assert summary["skipped"].keys() == {
+        "late (4, 1 → 3), entry 2 of the scene",
+        "late (1, 4 → 2, 3), entry 3 of the scene",
+        "late (1, 4 → 3, 2), entry 4 of the scene",
+        "late (1, 4 → 2, 3), entry 5 of the scene",
+    }
+    assert all("repeats views of an earlier entry" in why for why in summary["skipped"].values())
+
+
+def test_several_entries_of_one_pair_are_kept_as_published_indices_have_them(tmp_path: Path) -> None:
+    listed = [((4, 1), (5, 0)), ((4, 1), (0, 2)), ((1, 4), (3,)), ((1, 3), (0, 2)), ((4, 1), (5,))]
+    data = with_index(tmp_path / "d", late=listed, early=[((1, 4), (3,))])
+    assert [entry.key[1:] for entry in data.entries if entry.scene == "late"] == listed
+    assert len(data.entries) == 6 and data.repeated == {}
 
 
 def test_an_index_without_any_scene_of_the_data_is_refused(data: IndexedScenes, tmp_path: Path) -> None:
@@ -274,10 +313,40 @@ def test_another_evaluation_or_other_files_in_the_folder_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"holds an evaluation with draws 1, not 3; choose another folder"):
         EvaluationFolder(finished[0].folder.root, {**SETTINGS, "draws": 3})
+    with pytest.raises(ConfigError, match=r"holds an evaluation of other entries; choose another folder"):
+        EvaluationFolder(EvaluationFolder(tmp_path / "e", {"entries_sha256": "0"}).root, {"entries_sha256": "1"})
+    (tmp_path / "e" / "settings.json").write_text("{}")  # what an earlier version did not note
+    with pytest.raises(ConfigError, match=r"does not note its draws \(by an earlier version, or of another system\)"):
+        EvaluationFolder(tmp_path / "e", {"draws": 3})
+    shutil.rmtree(tmp_path / "e")
     (tmp_path / "mine.txt").write_text("letters")
     with pytest.raises(ConfigError, match="is not an evaluation"):
         EvaluationFolder(tmp_path, SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_a_killed_call_left_of_its_first_file_does_not_make_the_folder_unusable(tmp_path: Path) -> None:
+    left = tmp_path / ".settings.json.partial-4242"
+    left.write_text("{")
+    assert EvaluationFolder(tmp_path, SETTINGS).done == {}
+    assert json.loads((tmp_path / "settings.json").read_text()) == SETTINGS
+
+
+@pytest.mark.parametrize("lost", ["prediction/early/1_3/color/000005.png", "truth/early/1_3/color/000002.png",
+                                  "truth/late/0_4/context/000004.png"])  # fmt: skip
+def test_an_entry_whose_pictures_are_gone_is_evaluated_again(
+    lost: str, evaluation: Evaluation, finished: tuple[EvaluationOutcome, dict], tmp_path: Path
+) -> None:
+    root = shutil.copytree(finished[0].folder.root, tmp_path / "e")
+    file = root / "images" / lost
+    before = file.read_bytes()
+    file.unlink()
+    again: list[EntryResult | None] = []
+    folder = EvaluationFolder(root, SETTINGS)
+    outcome = evaluate_entries(evaluation, folder, on_entry=lambda _, result: again.append(result))
+    assert file.read_bytes() == before
+    assert [result.scene for result in again if result] == [lost.split("/")[1]]  # and one that cannot be used
+    assert without_times(finish(evaluation, outcome, distances=False)) == without_times(finished[1])
 
 
 def test_a_full_disk_ends_with_one_line_and_keeps_what_is_there(

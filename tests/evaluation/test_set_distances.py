@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from lsplat_ns.errors import CheckpointMismatch, MissingWeights
+from lsplat_ns.errors import CheckpointMismatch, MissingWeights, SceneDataError
 from lsplat_ns.evaluation import set_distances as module
 from lsplat_ns.evaluation.set_distances import (
     INCEPTION_FILES,
@@ -67,6 +67,17 @@ def write_pictures(folder: Path, seed: int, count: int) -> list[Path]:
     for path, picture in zip(paths, pixels, strict=True):
         Image.fromarray(picture).save(path)
     return paths
+
+
+@pytest.mark.parametrize("content", [None, b"no picture", b"\x89PNG\r\n\x1a\n then nothing"])
+def test_an_image_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    ours, theirs = write_pictures(tmp_path / "a", 0, 2), write_pictures(tmp_path / "b", 1, 2)
+    ours[1].unlink()
+    if content is not None:
+        ours[1].write_bytes(content)
+    with pytest.raises(SceneDataError, match=r"cannot read image .*1.png: .") as raised:
+        set_distances(ours, theirs, lambda images: images.float().mean((2, 3)), tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_features_are_those_of_the_files_in_their_order_and_every_image_is_told(tmp_path: Path) -> None:

@@ -75,13 +75,14 @@ def test_what_makes_numbers_differ_is_said(compared: tuple[Path, Comparison], tm
     output, _ = compared
     other = shutil.copytree(output / "b", tmp_path / "other")
     summary = json.loads((other / "summary.json").read_text())
-    summary["settings"] |= {"draws": 3, "precision": "mixed", "image_size": [32, 48]}
+    summary["settings"] |= {"draws": 3, "precision": "mixed", "image_size": [32, 48], "data_path": "/elsewhere"}
     summary["complete"] = False
     (other / "summary.json").write_text(json.dumps(summary))
     lines = (other / "results.jsonl").read_text().splitlines(keepends=True)
     (other / "results.jsonl").write_text("".join(lines[1:]))
     found = Comparison.of(output / "b", other)
     assert found.warnings == [
+        f"Data path differs: {output.parent / 'data'} in A, /elsewhere in B.",
         "Image size differs: 32x32 in A, 32x48 in B.",
         "Precision differs: float32 in A, mixed in B.",
         "Draws differs: 1 in A, 3 in B.",
@@ -89,6 +90,32 @@ def test_what_makes_numbers_differ_is_said(compared: tuple[Path, Comparison], tm
         "Evaluated by only one of the two and left out: 1 of 4 entries.",
     ]
     assert len(found.pairs) == 3 and all(not one.differences.any() for one in found.differences)
+
+
+def test_evaluations_of_an_earlier_version_are_read(compared: tuple[Path, Comparison], tmp_path: Path) -> None:
+    folders = []
+    for name in ("a", "b"):
+        folders.append(shutil.copytree(compared[0] / "b", tmp_path / name))
+        summary = json.loads((folders[-1] / "summary.json").read_text())
+        del summary["settings"]["data_path"], summary["settings"]["weights_sha256"]
+        (folders[-1] / "summary.json").write_text(json.dumps(summary))
+    assert Comparison.of(*folders).warnings == []
+    now = Comparison.of(folders[0], compared[0] / "b")
+    assert now.warnings == ["Data path is noted by B alone, and may differ."] and len(now.pairs) == 4
+
+
+def test_an_evaluation_that_was_killed_is_refused_with_the_command_that_goes_on(
+    compared: tuple[Path, Comparison], tmp_path: Path
+) -> None:
+    killed = shutil.copytree(compared[0] / "b", tmp_path / "kil led")
+    (killed / "summary.json").unlink()
+    run = compared[0].parent / "second"
+    for one, other in ((killed, run), (run, killed)):
+        with pytest.raises(ConfigError) as raised:
+            compare_runs(one, other, tmp_path / "c", OPTIONS)
+        assert f"{killed} holds an evaluation that is not finished" in str(raised.value)
+        assert f"`lsplat evaluate {run} --output '{killed}'`" in str(raised.value)
+    assert not (tmp_path / "c").exists()
 
 
 def test_what_is_wrong_with_the_second_run_shows_before_the_first_is_evaluated(

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def test_the_report_opens_from_disk_with_published_rows_apart_and_sorts_and_find
         assert page.locator(".plot svg").count() == 2
         left_out = page.locator("details").inner_text()
         page.locator("details summary").click()
-        for name in ("empty", "elsewhere", "short (0, 2)"):
+        for name in ("empty", "elsewhere", "short (0, 2 → 1, 90)"):
             assert name in page.locator("details").inner_text(), left_out
 
         rows = "#scenes tbody tr:visible td:first-child"
@@ -252,6 +253,34 @@ def test_ctrl_c_leaves_a_partial_report_and_the_same_command_goes_on(
     assert summary["complete"] and "Partial." not in (tmp_path / "e" / "index.html").read_text()
     whole = json.loads((evaluated / "summary.json").read_text())
     assert summary["metrics"] == whole["metrics"] and summary["scenes"] == whole["scenes"]
+
+
+def test_an_evaluation_of_other_weights_or_other_data_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    data, options = write_dataset(tmp_path / "data"), EvaluationOptions(distances=False, illustrated=0, most_entries=1)
+    run, output = write_run_on(data, tmp_path / "run"), tmp_path / "e"
+    first = evaluate_run(run, output, options)
+    assert evaluate_run(run, output, options)["metrics"] == first["metrics"]  # the same goes on
+
+    shutil.copytree(data, tmp_path / "moved" / "data")
+    with pytest.raises(
+        ConfigError, match=r"holds an evaluation with data_path '.*', not '.*moved/data'; choose another"
+    ):
+        evaluate_run(run, output, replace(options, data=tmp_path / "moved" / "data"))
+
+    shutil.rmtree(run)
+    write_run_on(data, run, seed=9)  # as many steps, at the same place
+    with pytest.raises(ConfigError, match=r"holds an evaluation of other weights; choose another folder"):
+        evaluate_run(run, output, options)
+
+
+def test_a_folder_of_an_earlier_version_is_refused_with_one_line(run: Path, evaluated: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(evaluated, tmp_path / "e")
+    settings = json.loads((folder / "settings.json").read_text())
+    earlier = {name: value for name, value in settings.items() if name not in ("weights_sha256", "data_path")}
+    (folder / "settings.json").write_text(json.dumps(earlier))
+    with pytest.raises(ConfigError, match=r"does not note its weights .*choose another folder") as raised:
+        evaluate_run(run, folder, EvaluationOptions(distances=False))
+    assert "\n" not in str(raised.value)
 
 
 # ----------------------------------------------------------------------------------------------------- other data

@@ -91,6 +91,13 @@ def test_a_bare_state_dict_counts_as_finished_and_old_attention_names_are_accept
     assert imported.steps_done == FINISHED_STEPS and imported.method == "latentsplat-tiny"
 
 
+def test_steps_that_cannot_be_are_refused_or_passed_over(source: Path, rooms: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--steps must be 0 or more, but is -3"):
+        import_checkpoint(source, tmp_path / "run", data=rooms, steps_done=-3)
+    file = lightning(tmp_path / "negative.ckpt", small_network().state_dict(), steps=-5)
+    assert import_checkpoint(file, tmp_path / "run", data=rooms).steps_done == FINISHED_STEPS
+
+
 def test_half_precision_weights_become_float32(rooms: Path, tmp_path: Path) -> None:
     state = {
         key: value.half() if value.is_floating_point() else value for key, value in small_network().state_dict().items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from untrained_runs import write_untrained_run
 from lsplat_ns.errors import CheckpointMismatch, ConfigError
 from lsplat_ns.plugin.exporting import export_scene
 from lsplat_ns.plugin.mvldm_pipeline import MvldmPipelineConfig, MvldmTrainerConfig
-from lsplat_ns.plugin.runs import RunFolderConfig, StoredRun
+from lsplat_ns.plugin.runs import RunFolderConfig, StoredRun, where_it_lies
 
 
 @pytest.fixture
@@ -55,6 +56,34 @@ def test_the_newest_whole_checkpoint_counts_as_in_every_tool(run: Path) -> None:
     (run / "nerfstudio_models" / "step-000000007.ckpt").unlink()
     with pytest.raises(CheckpointMismatch, match="no whole checkpoint"):
         StoredRun.open(run)
+
+
+def test_a_moved_run_s_checkpoints_and_notes_are_those_beside_its_configs(run: Path, tmp_path: Path) -> None:
+    config = StoredRun.open(run).config
+    assert where_it_lies(tmp_path / "copy.yml", config) is config  # no checkpoints there: the run that it names
+    moved = run.rename(tmp_path / "scenes")  # an unlucky name: that of the folder of saved scenes
+    found = where_it_lies(moved / "config.yml", config)
+    assert found.get_checkpoint_dir() == moved / "nerfstudio_models" and found.pipeline.datamanager.run_dir == moved
+    assert found.pipeline.datamanager.layers is None
+    config.pipeline.datamanager.layers = run / "scenes" / "room.layers.json"
+    assert where_it_lies(moved / "config.yml", config).pipeline.datamanager.layers == config.pipeline.datamanager.layers
+    (moved / "scenes").mkdir()
+    (moved / "scenes" / "room.layers.json").write_text("[]")
+    found = where_it_lies(moved / "scenes" / "room.yml", config)
+    assert found.get_base_dir() == moved
+    assert found.pipeline.datamanager.layers == moved / "scenes" / "room.layers.json"
+
+
+def test_the_digest_of_a_run_s_weights_is_that_of_nothing_else(run: Path) -> None:
+    first = StoredRun.open(run)
+    checkpoint = run / "nerfstudio_models" / "step-000000000.ckpt"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({**state, "step": 5, "optimizers": {"lr": 1.0}}, checkpoint.with_name("step-000000005.ckpt"))
+    assert StoredRun.open(run).weights_sha256() == first.weights_sha256()
+    rewritten(checkpoint, 1e-4, 6)
+    assert StoredRun.open(run).weights_sha256() != first.weights_sha256()
+    halves = {name: value.bfloat16() for name, value in first.pipeline_state.items()}
+    assert replace(first, pipeline_state=halves).weights_sha256() != first.weights_sha256()
 
 
 def test_a_run_made_of_another_one_does_not_ask_for_its_steps_and_folders(run: Path, tmp_path: Path) -> None:
