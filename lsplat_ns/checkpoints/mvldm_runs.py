@@ -61,15 +61,23 @@ def update_mvldm(
 ) -> None:
     """Write, or replace, the network in a folder that holds other files as well. Each file changes as a whole.
 
+    Weights never stand beside the sizes of another network, such as another scale of latents: where these change, a
+    process that is killed in between leaves none. Only one process at a time may write: what killed ones have left is
+    removed.
+
     Raises:
         LsplatError: If the disk is full or the folder cannot be written; the files before stay.
     """
     from safetensors import SafetensorError
 
+    for leftover in folder.glob(".mvldm.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial = folder / f".mvldm.partial-{os.getpid()}"
     try:
         partial.mkdir(parents=True)
         _write_files(partial, config, weights, provenance)
+        if (folder / CONFIG).is_file() and (folder / CONFIG).read_bytes() != (partial / CONFIG).read_bytes():
+            (folder / CONFIG).unlink()
         for name in (WEIGHTS, CONFIG, PROVENANCE):
             os.replace(partial / name, folder / name)
     except (OSError, SafetensorError) as error:
@@ -138,7 +146,7 @@ def noted_image_size(run: Path) -> tuple[int, int] | None:
     """The (height, width) that the provenance of a run notes; None where it notes none."""
     try:
         height, width = (int(side) for side in json.loads((run / PROVENANCE).read_text())[IMAGE_SIZE])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
     return height, width
 

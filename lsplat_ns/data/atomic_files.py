@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lsplat_ns.errors import SceneDataError
+
+LEFTOVER = re.compile(r"\..+\.partial-\d+")
 
 
 @contextmanager
@@ -28,4 +31,18 @@ def replacing(path: Path) -> Iterator[Path]:
         kept = "; the old file is unchanged" if path.is_file() else ""
         raise SceneDataError(f"cannot write {path}: {error.strerror or error}{kept}") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # where there can be no file, there is none; and it would hide the error above
+            partial.unlink()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path is one of :func:`replacing`; where nobody writes, a process that was killed has left it."""
+    return LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed processes left in a folder of :func:`replacing`. No other process may be writing there."""
+    for path in folder.glob(".*"):
+        if is_leftover(path) and path.is_file():
+            with suppress(OSError):  # it is in nobody's way
+                path.unlink()

@@ -7,6 +7,7 @@ bit by bit (on one machine).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -33,8 +34,8 @@ class SamplingConfig:
     """The same seed, cameras and plan give the same images."""
 
     def __post_init__(self) -> None:
-        if not self.guidance >= 0:
-            raise ConfigError(f"guidance must be 0 or more, not {self.guidance}")
+        if not 0 <= self.guidance < math.inf:
+            raise ConfigError(f"guidance must be 0 or more and finite, not {self.guidance}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"a seed is a number from 0 to 2^63 - 1, not {self.seed}")
 

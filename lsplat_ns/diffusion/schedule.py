@@ -42,6 +42,14 @@ class SolverConfig:
         if not 1 <= self.steps <= TIMESTEPS:
             raise ConfigError(f"a solver takes 1 to {TIMESTEPS} steps, not {self.steps}")
 
+    @property
+    def first_level(self) -> int:
+        """The noise level that pure noise is taken for at the start. Far below the highest, signal is expected already.
+
+        The published spacing of ddim is the whole part of TIMESTEPS / steps: of many counts it leaves out high levels.
+        """
+        return (self.steps - 1) * (TIMESTEPS // self.steps) if self.kind == "ddim" else TIMESTEPS - 1
+
 
 def signal_shares(device: torch.device | str = "cpu") -> Tensor:
     """Share of the clean signal's variance that each noise level leaves, float32 [TIMESTEPS], from high to low."""

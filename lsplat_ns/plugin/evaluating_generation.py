@@ -47,6 +47,7 @@ from lsplat_ns.evaluation.results import ALL, SUMMARY, EvaluationFolder
 from lsplat_ns.plugin.captures import open_dataparser
 from lsplat_ns.plugin.dataparsers import Re10kDataParserConfig, SceneSetDataParser, dataparser_for
 from lsplat_ns.plugin.evaluation_data import indexed_scenes
+from lsplat_ns.plugin.generate_options import expanded
 from lsplat_ns.plugin.generated_folder import GeneratedFolder, StoredFrames, write_json
 from lsplat_ns.plugin.generating import (
     GenerationOptions,
@@ -148,7 +149,10 @@ def evaluate_generation(command: Evaluate) -> dict[str, Any]:
         LsplatError: If the run, the data or the index cannot be used, or the folder holds something else.
         KeyboardInterrupt: After a summary that says that it is partial, where any scene is done.
     """
+    command = expanded(command)
     run, output, wanted = run_folder(command.run_folder), command.output, command.generation
+    if command.most_entries is not None and command.most_entries < 1:
+        raise ConfigError(f"--most-entries must be 1 or more, but is {command.most_entries}")
     guidance = guidance_of(run, wanted.guidance)
     sampling = SamplingConfig(SolverConfig(wanted.solver, wanted.steps), guidance, command.seed)
     scenes = _one_entry_each(_indexed(run, command), command.most_entries)
@@ -194,7 +198,7 @@ def _indexed(run: Path, command: Evaluate) -> IndexedScenes:
     data = command.data
     if data is None:
         raise ConfigError("state with --data what a run of MV-LDM is to be evaluated on")
-    dataparser = open_dataparser(dataparser_for(data.expanduser(), Re10kDataParserConfig()))
+    dataparser = open_dataparser(dataparser_for(data, Re10kDataParserConfig()))
     if not isinstance(dataparser, SceneSetDataParser):
         raise ConfigError(f"{data} is a capture; a run of MV-LDM is evaluated on a dataset of many scenes")
     if command.index is not None:

@@ -12,8 +12,8 @@ from lsplat_ns.diffusion.schedule import SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewPlanConfig
 from lsplat_ns.errors import ConfigError
 from lsplat_ns.geometry.trajectories import PathConfig
-from lsplat_ns.plugin.generate_options import GenerateOptions
-from lsplat_ns.plugin.generated_folder import SHEET, TRANSFORMS, VIDEO
+from lsplat_ns.plugin.generate_options import GenerateOptions, expanded
+from lsplat_ns.plugin.generated_folder import CONTENTS, SHEET, TRANSFORMS, VIDEO
 from lsplat_ns.plugin.generated_scores import score_views
 from lsplat_ns.plugin.generating import (
     GenerationOptions,
@@ -34,6 +34,7 @@ PATH_FRAMES = 40
 
 def run_generate(command: GenerateOptions, size: tuple[int, int] | None) -> None:
     """Do what the command line asks for. Raises LsplatError, with one line, where that cannot be done."""
+    command = expanded(command)
     run = run_folder(command.checkpoint)
     if size is None:
         size = image_size_of(run)
@@ -69,10 +70,13 @@ def _check_lift(command: GenerateOptions, size: tuple[int, int]) -> Path:
             f"{command.lift} looks at images of {wanted[0]}x{wanted[1]}, but views of {size[0]}x{size[1]} are to be "
             f"generated; raise --size"
         )
-    output = command.output / "lifted" if command.lift_output is None else command.lift_output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} exists and is not an empty folder; choose another with --lift-output")
-    return output
+    lifted = command.output / "lifted" if command.lift_output is None else command.lift_output
+    place, views = lifted.resolve(), command.output.resolve()
+    if views.is_relative_to(place) or any(place.is_relative_to(views / name) for name in CONTENTS):
+        raise ConfigError(f"the views themselves are written to {lifted}; choose another folder with --lift-output")
+    if lifted.exists() and (not lifted.is_dir() or any(lifted.iterdir())):
+        raise ConfigError(f"{lifted} exists and is not an empty folder; choose another with --lift-output")
+    return lifted
 
 
 def _task(command: GenerateOptions, size: tuple[int, int]) -> GenerationTask:

@@ -1,8 +1,12 @@
 """The options of ``lsplat generate``. Light: the command line reads them before anything else is loaded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Optional, Tuple
+from typing import Literal, Optional, Tuple, TypeVar
+
+from lsplat_ns.errors import ConfigError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -67,3 +71,21 @@ class GenerateOptions:
     """Then make a scene of given and generated views, with the networks of this latentSplat run."""
     lift_output: Optional[Path] = None
     """Run folder of that scene; by default OUTPUT/lifted."""
+
+
+def expanded(options: T) -> T:
+    """A command's options with the home folder in paths that begin with ``~``: shells leave it in ``--output=~/views``.
+
+    Raises:
+        ConfigError: If a path names the home folder of nobody.
+    """
+
+    def of(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(of(part) for part in value)
+        return value.expanduser() if isinstance(value, Path) else value
+
+    try:
+        return replace(options, **{option.name: of(getattr(options, option.name)) for option in fields(options)})
+    except RuntimeError as error:
+        raise ConfigError(f"a path begins with ~, but: {error}") from None

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lsplat_ns.data.atomic_files import replacing
+from lsplat_ns.data.atomic_files import is_leftover, remove_leftovers, replacing
 from lsplat_ns.data.contact_sheet import SheetRow, draw_contact_sheet
 from lsplat_ns.data.posed_video import PosedVideo
 from lsplat_ns.data.video import write_video
@@ -36,6 +36,7 @@ from lsplat_ns.wording import counted
 
 REQUEST, IMAGES, TRANSFORMS = "generation.json", "images", "transforms.json"
 VIDEO, SHEET, CONSISTENCY = "video.mp4", "contact_sheet.png", "consistency.json"
+CONTENTS = (REQUEST, IMAGES, TRANSFORMS, VIDEO, SHEET, CONSISTENCY)
 FRAMES_PER_SECOND = 10
 
 
@@ -57,7 +58,7 @@ class GeneratedFolder:
             ConfigError: If the folder holds something else, or another request's frames.
             SceneDataError: If it cannot be written.
         """
-        path = path.expanduser().resolve()
+        path = path.resolve()
         refuse_in_use(path, request)
         if not (path / REQUEST).is_file():
             write_json(path / REQUEST, {"request": request})
@@ -65,7 +66,11 @@ class GeneratedFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out while the block runs. Raises ConfigError if one is in."""
+        """Keep other processes out while the block runs; what killed ones have left half written is removed.
+
+        Raises:
+            ConfigError: If another process is in.
+        """
         try:
             import fcntl
         except ImportError:  # Windows; there two processes would write the same images
@@ -77,6 +82,8 @@ class GeneratedFolder:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ConfigError(f"another process generates into {self.path}; wait, or choose another") from None
+            for folder in (self.path, self.path / IMAGES):
+                remove_leftovers(folder)
             yield
         finally:
             os.close(handle)
@@ -112,7 +119,7 @@ class GeneratedFolder:
         try:
             with Image.open(file) as image:
                 return np.asarray(image.convert("RGB"))
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's for damaged files
             raise SceneDataError(f"cannot read {file}: {error}; delete it and call the command again") from None
 
     def finish(self, task: GenerationTask, title: str) -> None:
@@ -152,9 +159,9 @@ class GeneratedFolder:
 
 def refuse_in_use(path: Path, request: Mapping[str, Any]) -> None:
     """Raise ConfigError where :meth:`GeneratedFolder.claim` would. Writes nothing."""
-    path = path.expanduser().resolve()
+    path = path.resolve()
     file = path / REQUEST
-    if path.exists() and (not path.is_dir() or (any(path.iterdir()) and not file.is_file())):
+    if path.exists() and not file.is_file() and not (path.is_dir() and all(map(is_leftover, path.iterdir()))):
         raise ConfigError(f"{path} is in use by something else than generated views; choose another with --output")
     if not file.is_file():
         return

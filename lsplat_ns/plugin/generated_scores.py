@@ -18,7 +18,7 @@ DEFINITION = (
 
 
 def score_views(folder: GeneratedFolder, task: GenerationTask, *, with_met3r: bool = False) -> str:
-    """Score neighbouring views, given ones included, and write ``consistency.json``.
+    """Score neighbouring views, given ones included that are of the path, and write ``consistency.json``.
 
     Args:
         folder: Where all of the task's frames are stored.
@@ -29,6 +29,8 @@ def score_views(folder: GeneratedFolder, task: GenerationTask, *, with_met3r: bo
         Lines for the user.
     """
     frames, cameras = in_order(task)
+    on_path = [place for place, frame in enumerate(frames) if frame not in task.off_path]
+    frames, cameras = [frames[place] for place in on_path], cameras.select(on_path)
     if len(frames) < 3:
         return "Consistency: not measured, for it takes three views"
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,6 +23,7 @@ from lsplat_ns.checkpoints.mvldm_runs import (
 )
 from lsplat_ns.checkpoints.upstream import sha256
 from lsplat_ns.diffusion.sampler import GenerationProgress, GroupSampler, SamplingConfig, generate
+from lsplat_ns.diffusion.schedule import TIMESTEPS, SolverConfig
 from lsplat_ns.diffusion.view_plan import ViewPlanConfig, plan_views
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.mvldm import MultiViewDiffusion
@@ -34,6 +35,8 @@ from lsplat_ns.wording import counted
 PUBLISHED_SIZE = (256, 256)
 QUICK_SOLVER, QUICK_STEPS = "dpm-solver++", 12
 """What takes a CPU a sixth of the published sampling's time."""
+HIGH_LEVEL = 900
+"""Noise level, of TIMESTEPS, from which on latents hardly differ from pure noise."""
 OnStep = Callable[[GenerationProgress], None]
 
 
@@ -118,6 +121,8 @@ def generate_into(
     with Console(stderr=True).status(f"Reading {run}"):
         request = describe_request(run, task, options)
     refuse_in_use(output, request)
+    if options.sampling.solver.first_level < HIGH_LEVEL:
+        say(_low_start(options.sampling.solver))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_generator(run, device, options)
     folder = GeneratedFolder.claim(output, request)
@@ -231,6 +236,15 @@ def describe_request(run: Path, task: GenerationTask, options: GenerationOptions
         "seed": options.sampling.seed,
         "acceleration": options.acceleration,
     }
+
+
+def _low_start(solver: SolverConfig) -> str:
+    """What is wrong with a solver that starts too low, and the nearest number of steps with which it does not."""
+    counts = range(1, TIMESTEPS + 1)
+    fine = [steps for steps in counts if replace(solver, steps=steps).first_level >= HIGH_LEVEL]
+    nearest = min(fine, key=lambda steps: abs(steps - solver.steps))
+    start = f"{solver.kind} in {counted(solver.steps, 'step')} starts at noise level {solver.first_level}"
+    return f"{start} of {TIMESTEPS}, so views keep noise; take --steps {nearest}, or another --solver"
 
 
 def _in_words(options: GenerationOptions) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,9 @@ from lsplat_ns.scene import Cameras, Views
 SAME_POSE = 1e-6
 """Largest difference between poses that count as one, relative to how far the cameras are from the origin."""
 
+FARTHEST = 1e6
+"""Distance from the first given view, in the network's units (training views are about 1 apart), that no path has."""
+
 Trajectory = PathConfig | int | None
 """A path away from the first given view; a number of frames between two given views; None: the scene's own cameras."""
 
@@ -35,7 +39,7 @@ class GenerationTask:
     """Given views and cameras to generate. Positions are the source's, multiplied by ``scale``.
 
     Raises:
-        SceneDataError: If all cameras are the same, or one of them is stated twice.
+        SceneDataError: If all cameras are the same, one is out of reach, or a frame is stated twice.
     """
 
     name: str  # scene id, or the photos' names
@@ -43,8 +47,16 @@ class GenerationTask:
     cameras: Cameras  # [1, n]
     frames: tuple[int, ...]  # n numbers, none of them the context's
     scale: float = 1.0
+    off_path: tuple[int, ...] = ()  # given frames that are no neighbours of others, whatever their numbers
 
     def __post_init__(self) -> None:
+        _refuse_repeated((*self.given, *self.frames))
+        farthest = (self.cameras.origins[0] - self.context.cameras.origins[0, :1]).abs().max()
+        if not float(farthest) < FARTHEST:
+            raise SceneDataError(
+                f"cameras of {self.name} are up to {farthest:.2g} from the first given view, but those of training are "
+                "about 1 apart; choose a shorter trajectory, or a smaller scale"
+            )
         poses = self.cameras.world_from_camera[0]
         span = float(poses[:, :3, 3].abs().max())
         if len(poses) > 1 and float((poses - poses[:1]).abs().max()) <= SAME_POSE * max(span, 1.0):
@@ -90,15 +102,19 @@ class SceneRequest:
         """Read the given frames at ``size`` (height, width).
 
         Raises:
-            SceneDataError: If there is no such scene or frame, or it cannot be read or is too small.
+            SceneDataError: If there is no such scene or frame, one is stated twice, cannot be read or is too small.
             ConfigError: If the request contradicts the data.
         """
         video, entry = self._find()
         if self.context is None and not entry.context:
             raise SceneDataError(f"the evaluation index gives scene {video.scene} no context frame; state a --context")
         given = entry.context[:1] if self.context is None else tuple(self.context)
+        if not given:
+            raise ConfigError("--context takes the number of a given frame, or more")
         video.check_frames(given)
-        _check_covers(f"frame {given[0]} of scene {video.scene}", video.read_size(given[0]), size)
+        _refuse_repeated(given)
+        for frame in given:
+            _check_covers(f"frame {frame} of scene {video.scene}", video.read_size(frame), size)
         measured = given if len(given) > 1 else entry.context[:2]
         scale = network_scale(video, measured, PreparationConfig(size)) if self.scale is None else self.scale
         context = read_views(video, given, size, scale)
@@ -173,10 +189,11 @@ class PhotoRequest:
 
 def _task_of_path(name: str, context: Views, trajectory: PathConfig | int, scale: float) -> GenerationTask:
     """A path through the network's units. Given views are frames 0, 1, ...; between two views, the ends of the path."""
-    poses, given = context.cameras.world_from_camera[0], context.frame.shape[1]
+    poses, given, off_path = context.cameras.world_from_camera[0], context.frame.shape[1], ()
     if isinstance(trajectory, PathConfig):
         path = camera_path(poses[0], trajectory)
         numbers, frames = tuple(range(given)), tuple(range(given, given + len(path)))
+        off_path = numbers[1:]
     else:
         if given != 2:
             raise ConfigError(f"trajectory between goes from one given view to another, but {given} are given")
@@ -186,7 +203,7 @@ def _task_of_path(name: str, context: Views, trajectory: PathConfig | int, scale
         path = poses_between(poses[0], poses[1], fractions)
         numbers, frames = (0, trajectory + 1), tuple(range(1, trajectory + 1))
     context = Views(context.image, context.cameras, torch.tensor(numbers)[None])
-    return GenerationTask(name, context, _like_first(path, context.cameras), frames, scale)
+    return GenerationTask(name, context, _like_first(path, context.cameras), frames, scale, off_path)
 
 
 def _like_first(poses: Tensor, cameras: Cameras) -> Cameras:
@@ -222,6 +239,12 @@ def _resolve(wanted: str | None, dataparser: SceneSetDataParser, listed: Sequenc
         raise SceneDataError(f"{number} is in the evaluation index, but not in {place}")
     nearest = difflib.get_close_matches(wanted, scenes, n=1, cutoff=0.0)
     raise SceneDataError(f"no scene {wanted!r} in {place}; give {span}, or an id; the nearest is {nearest[0]}")
+
+
+def _refuse_repeated(frames: Sequence[int]) -> None:
+    repeated = [frame for frame, times in Counter(frames).items() if times > 1]
+    if repeated:
+        raise SceneDataError(f"frame {repeated[0]} is stated twice; given and generated frames must all differ")
 
 
 def _check_covers(what: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:

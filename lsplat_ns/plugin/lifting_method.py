@@ -16,8 +16,11 @@ from lsplat_ns.errors import SceneDataError
 from lsplat_ns.plugin.encoding import CaptureEncoderConfig
 from lsplat_ns.plugin.generated_folder import IMAGES, TRANSFORMS
 from lsplat_ns.plugin.lifting import MOST_GENERATED, lift
-from lsplat_ns.plugin.runs import free_folder
+from lsplat_ns.plugin.runs import PROVENANCE, free_folder
 from lsplat_ns.plugin.trainer import one_line_errors
+
+RUN_CONTENTS = ("config.yml", "dataparser_transforms.json", "nerfstudio_models", PROVENANCE)
+"""Names in a run's folder, where the views are copied to as well."""
 
 
 def lift_folder(run: Path, generated: Path, output: Path, *, most_generated: int = MOST_GENERATED) -> Path:
@@ -35,7 +38,8 @@ def lift_folder(run: Path, generated: Path, output: Path, *, most_generated: int
     if not (generated / TRANSFORMS).is_file():
         raise SceneDataError(f"no {TRANSFORMS} in {generated}; pass a folder in which lsplat generate has finished")
     with tempfile.TemporaryDirectory(prefix="lsplat-lift-") as folder:
-        capture = Path(folder) / generated.resolve().name  # the scene's name
+        name = generated.resolve().name  # the scene's
+        capture = Path(folder) / (f"{name}-views" if name in RUN_CONTENTS else name)
         capture.mkdir()
         shutil.copy(generated / TRANSFORMS, capture)
         shutil.copytree(generated / IMAGES, capture / IMAGES)

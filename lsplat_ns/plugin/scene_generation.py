@@ -178,7 +178,7 @@ def generation_task(scene: ActiveScene, poses: Tensor, run: Path) -> GenerationT
 def _nearest_photos(video: PosedVideo, frames: tuple[int, ...], poses: Tensor) -> tuple[int, ...]:
     """Of some frames those nearest to cameras in the video's frame, in their order."""
     centres = video.world_from_camera[list(frames), :3, 3]
-    distance = torch.cdist(centres[None].float(), poses[None, :, :3, 3]).amin(-1)[0]
+    distance = torch.cdist(centres.float(), poses[:, :3, 3], compute_mode="donot_use_mm_for_euclid_dist").amin(-1)
     nearest = sorted(distance.argsort(stable=True)[:MOST_GIVEN].tolist())
     return tuple(frames[place] for place in nearest)
 

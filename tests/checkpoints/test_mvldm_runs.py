@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,15 @@ from mvldm_checkpoints import SMALL
 from mvldm_recordings import diffusion_config, run_sampler
 from parity import recording
 
-from lsplat_ns.checkpoints.mvldm_runs import CONFIG, WEIGHTS, load_mvldm, read_mvldm_config, write_mvldm
+from lsplat_ns.checkpoints.mvldm_runs import (
+    CONFIG,
+    WEIGHTS,
+    load_mvldm,
+    noted_image_size,
+    read_mvldm_config,
+    update_mvldm,
+    write_mvldm,
+)
 from lsplat_ns.checkpoints.mvldm_upstream import read_upstream_diffusion
 from lsplat_ns.checkpoints.upstream import UpstreamCheckpoint
 from lsplat_ns.errors import CheckpointMismatch, ConfigError, LsplatError
@@ -84,6 +94,46 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch) -> No
     with pytest.raises(LsplatError, match=r"could not write .*no space left"):
         write_mvldm(tmp_path / "run", SMALL, {}, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_the_next_save_removes_what_a_killed_one_left(run: Path) -> None:
+    (run / ".mvldm.partial-123").mkdir()
+    (run / ".mvldm.partial-123" / WEIGHTS).write_bytes(b"half")
+    (run / "config.yml").write_text("other files stay")
+    update_mvldm(run, SMALL, load_mvldm(run).state_dict(), {})
+    assert sorted(file.name for file in run.iterdir()) == sorted([CONFIG, WEIGHTS, "provenance.json", "config.yml"])
+
+
+@pytest.mark.parametrize("killed_at", [0, 1, 2, 3])
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, latent_scale=0.37)])
+def test_weights_never_stand_beside_the_sizes_of_another_network(
+    config: MultiViewDiffusionConfig, killed_at: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed, rename = [], os.replace
+
+    def replaced(*paths: Path) -> None:
+        if len(renamed) == killed_at:
+            raise KeyboardInterrupt
+        renamed.append(paths)
+        rename(*paths)
+
+    monkeypatch.setattr(os, "replace", replaced)
+    with contextlib.suppress(KeyboardInterrupt):
+        update_mvldm(run, config, MultiViewDiffusion(SMALL).state_dict(), {})
+    if config == SMALL or killed_at > 1:
+        assert load_mvldm(run).config == config
+        return
+    with pytest.raises(ConfigError, match="no MV-LDM at"):
+        load_mvldm(run)
+    monkeypatch.undo()
+    update_mvldm(run, config, MultiViewDiffusion(SMALL).state_dict(), {})
+    assert load_mvldm(run).config == config
+
+
+@pytest.mark.parametrize("noted", ["[1e400, 64]", "[64]", "5", "[NaN, 64]", '"wide"'])
+def test_an_impossible_note_of_the_image_size_is_none(noted: str, tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_text(f'{{"image_size": {noted}}}')
+    assert noted_image_size(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -245,5 +245,7 @@ def test_impossible_configs_are_refused() -> None:
         SamplingConfig(guidance=-1.0)
     with pytest.raises(ConfigError, match="guidance must be 0 or more"):
         SamplingConfig(guidance=float("nan"))
+    with pytest.raises(ConfigError, match="guidance must be 0 or more and finite, not inf"):
+        SamplingConfig(guidance=float("inf"))
     with pytest.raises(ConfigError, match="a seed is a number"):
         SamplingConfig(seed=-1)

@@ -109,6 +109,13 @@ def test_a_solver_calls_the_network_once_per_step_from_noisy_to_clean(kind: str,
     assert 0 <= levels[-1] <= levels[0] < TIMESTEPS
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [1, 2, 7, 70, 100, 334, 501, 600, 1000])
+def test_a_config_tells_the_level_at_which_its_solver_starts(kind: str, steps: int) -> None:
+    config = SolverConfig(kind, steps)
+    assert config.first_level == timesteps_of(config)[0]
+
+
 def test_a_solver_works_step_by_step_and_keeps_nothing_for_the_next_run() -> None:
     calls = []
     config = SolverConfig("dpm-solver++", 6)

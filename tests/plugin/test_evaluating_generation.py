@@ -139,6 +139,8 @@ def test_a_second_call_generates_nothing(folder: Path, evaluated: Path, monkeypa
         ({"generation": ScoredGeneration(frames=1)}, "2 or more, not 1"),
         ({"generation": ScoredGeneration(steps=0)}, "1 to 1000 steps"),
         ({"generation": ScoredGeneration(given=(3,))}, "not 3; lower --given"),
+        ({"most_entries": 0}, "--most-entries must be 1 or more, but is 0"),
+        ({"most_entries": -1}, "--most-entries must be 1 or more, but is -1"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_in_one_line(
@@ -147,6 +149,19 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     with pytest.raises(LsplatError, match=words) as caught:
         evaluate_generation(command(folder, tmp_path / "scores", **options))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_home_folder_that_the_shell_left_is_the_home_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine").symlink_to(folder)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    wanted = command(Path("~/mine"), Path("~/scores"), replace(QUICK, given=(1,)), most_entries=4)
+    evaluate_generation(wanted)
+    assert (tmp_path / "home" / "scores" / "summary.json").is_file()
+    assert (tmp_path / "home" / "scores" / "from-1").is_dir() and not (tmp_path / "~").exists()
 
 
 @pytest.mark.parametrize(

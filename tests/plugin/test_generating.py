@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -128,6 +129,54 @@ def test_a_photo_needs_no_dataset(
     assert "a field of view of 65 degrees is assumed" in said and "Consistency: " in said
     assert "Not measured: MEt3R is not available" in said
     assert "not available" in json.loads((output / "consistency.json").read_text())["met3r"]["not measured"]
+
+
+def test_given_views_beside_a_path_do_not_count_as_neighbours_in_its_score(
+    run: Path, rooms: Path, tmp_path: Path
+) -> None:
+    options = {"data": rooms, "scene": "0", "context": (0, 9), "limit_frames": 3}
+    output = generate_by(command(run, tmp_path / "out", trajectory="truck", **options))
+    assert len(images_of(output)) == 5  # the other given view is stored as well
+    assert [pair["frames"] for pair in json.loads((output / "consistency.json").read_text())["pairs"]] == [
+        [0, 2], [2, 3], [3, 4],
+    ]  # fmt: skip
+    output = generate_by(command(run, tmp_path / "between", trajectory="between", **options))
+    pairs = json.loads((output / "consistency.json").read_text())["pairs"]
+    assert [pair["frames"] for pair in pairs] == [[0, 1], [1, 2], [2, 3], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "instead"),
+    [("ddim", 2, 10), ("ddim", 112, 111), ("ddim", 334, 333), ("ddim", 501, 500), ("ddim", 70, 0), ("unipc", 1, 0)],
+)
+def test_a_solver_that_starts_where_signal_is_expected_is_named_in_one_line(
+    kind: str, steps: int, instead: int, run: Path, task: GenerationTask, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    lines: list[str] = []
+    monkeypatch.setattr(generating, "load_generator", lambda *_: StubModel())
+    options = GenerationOptions(sampling=SamplingConfig(SolverConfig(kind, steps)))
+    generate_into(run, task, tmp_path / "out", options, say=lines.append)
+    assert len(lines) == bool(instead)
+    if instead:
+        assert f"ddim in {steps} steps starts at noise level" in lines[0] and f"take --steps {instead}, or" in lines[0]
+        assert SolverConfig(kind, instead).first_level >= 900
+
+
+def test_from_10_to_100_steps_ddim_starts_high_enough() -> None:
+    assert min(SolverConfig("ddim", steps).first_level for steps in range(10, 101)) >= generating.HIGH_LEVEL
+
+
+def test_paths_may_begin_with_the_home_folder(
+    run: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, place in (("run", run), ("photos", photo.parent)):
+        (tmp_path / name).symlink_to(place)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    generate_by(command(Path("~/run"), Path("~/out"), image=(Path("~/photos/room.png"),), limit_frames=1))
+    assert (tmp_path / "out" / "video.mp4").is_file()
+    with pytest.raises(ConfigError, match="begins with ~"):
+        generate_by(command(run, Path("~nobody-of-this-name/out"), image=(photo,)))
 
 
 def test_the_same_seed_gives_the_same_views_and_another_one_others(
@@ -270,7 +319,7 @@ def test_without_memory_the_autoencoder_moves_away_first_and_the_images_are_the_
 
     monkeypatch.setattr(MultiViewDiffusion, "sample", short_of_memory)
     after = images_of(generate_into(run, task, tmp_path / "out", QUICK, say=lines.append).path)
-    assert lines == ["Out of memory: going on with the autoencoder in main memory while it is not used"]
+    assert lines[1:] == ["Out of memory: going on with the autoencoder in main memory while it is not used"]
     assert after.keys() == whole.keys()
     assert all(np.abs(after[name].astype(int) - whole[name]).max() <= 1 for name in whole)
 
@@ -397,6 +446,42 @@ def test_folders_in_use_are_left_alone(
     (tmp_path / "out" / "generation.json").write_text("[]")
     with pytest.raises(ConfigError, match="cannot be read"):
         GeneratedFolder.claim(tmp_path / "out", request)
+
+
+def test_what_killed_processes_left_is_in_nobody_s_way(run: Path, task: GenerationTask, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".generation.json.partial-12").write_text("{")
+    request = describe_request(run, task, QUICK)
+    folder = GeneratedFolder.claim(tmp_path / "out", request)
+    folder.write_given(task)
+    (folder.path / "images" / ".000003.png.partial-12").write_bytes(b"half")
+    with folder.locked():
+        left = sorted(str(file.relative_to(folder.path)) for file in folder.path.rglob("*"))
+        assert left == ["generation.json", "images", "images/000000.png"]
+    (tmp_path / "mine").mkdir()
+    for name in (".generation.json.partial-12", ".letter.txt"):
+        (tmp_path / "mine" / name).write_text("")
+    with pytest.raises(ConfigError, match="in use by something else"):
+        GeneratedFolder.claim(tmp_path / "mine", request)
+
+
+def test_an_output_below_a_file_is_one_line(run: Path, photo: Path) -> None:
+    with pytest.raises(SceneDataError, match=r"cannot write .*room\.png/x/generation\.json: Not a directory"):
+        generate_by(command(run, photo / "x", image=(photo,), limit_frames=1))
+
+
+def test_a_frame_that_is_damaged_in_any_way_is_named(tmp_path: Path) -> None:
+    folder = GeneratedFolder(tmp_path)
+    folder.write_image(0, torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0)))
+    content = folder.image_file(0).read_bytes()
+    first, *_, last = (place.start() for place in re.finditer(b"IDAT", content))
+    assert first < last
+    renamed = [content[:place] + b"T\x86\xd0&" + content[place + 4 :] for place in (first, last)]  # to no name at all
+    for damaged in (*renamed, content[: len(content) // 2], b"no picture"):
+        folder.image_file(0).write_bytes(damaged)
+        with pytest.raises(SceneDataError, match=r"cannot read .*000000\.png: .*; delete it and call") as caught:
+            folder.read_image(0)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_stored_frame_that_is_broken_is_named(run: Path, task: GenerationTask, tmp_path: Path) -> None:

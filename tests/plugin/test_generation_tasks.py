@@ -117,3 +117,55 @@ def test_cameras_that_are_all_the_same_are_refused(photo: Path) -> None:
     task, _ = PhotoRequest((photo,), 60.0).task(SIZE, PathConfig("orbit", 9))
     with pytest.raises(SceneDataError, match="the 3 cameras of room are all the same; choose another trajectory"):
         replace(task, cameras=task.cameras.select([2, 2, 2]), frames=(1, 2, 3))
+
+
+@pytest.mark.parametrize("count", [24, 26, 40])
+def test_a_turn_on_the_spot_is_known_as_one_however_long_it_is(count: int, photo: Path) -> None:
+    task, _ = PhotoRequest((photo,), 60.0).task(SIZE, PathConfig("pan", count))
+    poses = task.cameras.world_from_camera.clone()
+    poses[..., :3, 3] = task.context.cameras.world_from_camera[..., :3, 3] = torch.tensor([-2.1, 1.3, 4.7])
+    assert replace(task, cameras=replace(task.cameras, world_from_camera=poses)).turns_on_the_spot
+    poses[0, -1, 0, 3] += 1e-3
+    assert not replace(task, cameras=replace(task.cameras, world_from_camera=poses)).turns_on_the_spot
+
+
+def test_a_path_from_the_first_of_two_given_views_has_the_other_beside_it(rooms: Path) -> None:
+    request = SceneRequest(rooms, "0", context=(0, 9))
+    assert request.task(SIZE, PathConfig("truck", 3)).off_path == (1,)
+    assert request.task(SIZE, 3).off_path == request.task(SIZE, None).off_path == ()
+
+
+def test_frames_that_are_stated_twice_are_refused(rooms: Path, photo: Path) -> None:
+    for trajectory in (None, PathConfig("truck", 3)):
+        with pytest.raises(SceneDataError, match="frame 3 is stated twice"):
+            SceneRequest(rooms, "0", context=(0, 3, 3), scale=1.0).task(SIZE, trajectory)
+    task, _ = PhotoRequest((photo,), 60.0).task(SIZE, PathConfig("orbit", 3))
+    with pytest.raises(SceneDataError, match="frame 0 is stated twice"):
+        replace(task, frames=(0, 1, 2))
+
+
+def test_no_given_frame_at_all_is_one_line(rooms: Path) -> None:
+    with pytest.raises(ConfigError, match="--context takes the number of a given frame"):
+        SceneRequest(rooms, "0", context=()).task(SIZE, None)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [PathConfig("dolly", 3, reach=1e38), PathConfig("dolly", 3, reach=1e300), PathConfig("orbit", 2, pivot=1e39)],
+)
+def test_cameras_out_of_reach_are_refused(path: PathConfig, photo: Path) -> None:
+    with pytest.raises(SceneDataError, match=r"cameras of room are up to .* from the first given view") as caught:
+        PhotoRequest((photo,), 60.0).task(SIZE, path)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_given_frame_must_cover_the_views(tmp_path: Path) -> None:
+    capture = write_capture(tmp_path / "room", range(4))
+    content = json.loads((capture / "transforms.json").read_text())
+    lens = {name: content.pop(name) for name in ("w", "h", "fl_x", "fl_y", "cx", "cy")}
+    for frame, share in zip(content["frames"], (1, 1, 0.25, 1), strict=True):
+        frame |= {name: int(value * share) if name in "wh" else value * share for name, value in lens.items()}
+        Image.open(capture / frame["file_path"]).resize((frame["w"], frame["h"])).save(capture / frame["file_path"])
+    (capture / "transforms.json").write_text(json.dumps(content))
+    with pytest.raises(SceneDataError, match=r"frame 2 of scene room has 24x16 pixels.*or lower --size"):
+        SceneRequest(capture, context=(0, 2)).task(SIZE, None)

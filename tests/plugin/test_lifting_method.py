@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -29,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_run(config: Path) -> None:
+def check_run(config: Path, scene: str = "views") -> None:
     """nerfstudio opens it; its Gaussians come from the photo first, then from generated views."""
     _, pipeline, _, _ = eval_setup(config, test_mode="inference")
     fused = pipeline.model.prediction().fused
-    assert pipeline.datamanager.scene.choice.context[0] == 0 and pipeline.datamanager.scene.video.scene == "views"
+    assert pipeline.datamanager.scene.choice.context[0] == 0 and pipeline.datamanager.scene.video.scene == scene
     assert not fused.generated[fused.layer == 0].any() and fused.generated.any()
     camera = pipeline.datamanager.train_dataset.cameras[0:1]
     assert pipeline.model.get_outputs_for_camera(camera)["rgb"].shape[-1] == 3
@@ -70,7 +71,18 @@ def test_what_generate_cannot_lift_shows_before_anything_is_generated(folder: Pa
         run_generate(Generate(folder / "mvldm", folder / "views", **given), (64, 64))
     with pytest.raises(ConfigError, match="shows no depth; leave out --lift"):
         run_generate(Generate(folder / "mvldm", tmp_path / "out", trajectory="pan", **given), (64, 64))
+    for place in ("out", "out/images", "out/images/deeper", "out/video.mp4", "out/../out", "."):
+        with pytest.raises(ConfigError, match=r"the views themselves are written to .*--lift-output"):
+            wanted = Generate(folder / "mvldm", tmp_path / "out", lift_output=tmp_path / place, **given)
+            run_generate(wanted, (64, 64))
     assert not (tmp_path / "out").exists()
+
+
+def test_views_in_a_folder_named_like_a_part_of_a_run_are_lifted(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "views", tmp_path / "nerfstudio_models", ignore=shutil.ignore_patterns("lifted"))
+    config = lift_folder(folder / "latentsplat", tmp_path / "nerfstudio_models", tmp_path / "out")
+    assert (config.parent / "nerfstudio_models-views" / "transforms.json").is_file()
+    check_run(config, "nerfstudio_models-views")
 
 
 def test_what_cannot_be_lifted_is_one_line(folder: Path, tmp_path: Path) -> None:
