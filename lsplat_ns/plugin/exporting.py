@@ -1,13 +1,11 @@
 """``lsplat export``: the active scene of a run as a file."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Optional
 
 from lsplat_ns.checkpoints.exports import write_npz, write_ply, write_splat
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.plugin.pipeline import LatentSplatPipeline
 from lsplat_ns.plugin.runs import read_run_config, where_it_lies
 from lsplat_ns.plugin.scene_model import PredictedScene
 
@@ -39,18 +37,11 @@ def export_scene(config: Path, output: Path, *, scene: Optional[str] = None, kee
     if output.is_dir():
         raise ConfigError(f"{output} is a folder; name another file with --output")
     _, pipeline, _, _ = eval_setup(config, test_mode="inference", update_config_callback=partial(where_it_lies, config))
-    prediction = pipeline.model.prediction() if scene is None else _predict(pipeline, scene)
+    model = pipeline.model
+    prediction = model.prediction() if scene is None else model.predict(pipeline.find_scene(scene))
     if prediction is None:
         raise SceneDataError(f"the run at {config} has no scene to export")
     return write_scene(prediction, output, keep_faint=keep_faint)
-
-
-def _predict(pipeline: LatentSplatPipeline, scene: str) -> PredictedScene:
-    """A scene by id or number, with its generated views, as a viewer would show it; nothing is shown or remembered."""
-    datamanager = pipeline.datamanager
-    found, shown = datamanager.find_scene(scene), datamanager.scene
-    layers = shown.layers if found.name == shown.name else datamanager.layers_of(found.name)
-    return pipeline.model.predict(replace(found, layers=layers))
 
 
 def write_scene(prediction: PredictedScene, output: Path, *, keep_faint: bool = False) -> int:

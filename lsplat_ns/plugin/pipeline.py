@@ -77,9 +77,13 @@ class LatentSplatPipeline(TrainedPipeline):
         Raises:
             SceneDataError: If there is no such scene or frame, or nothing can be predicted; the one before stays.
         """
+        self.show_scene(self.find_scene(scene, context))
+
+    def find_scene(self, scene: str, context: ContextChoice = None) -> ActiveScene:
+        """A scene with the generated views that it has. Nothing is shown. Arguments and errors as :meth:`set_scene`."""
         found, shown = self.datamanager.find_scene(scene, context), self.datamanager.scene
         layers = shown.layers if found.name == shown.name else self.datamanager.layers_of(found.name)
-        self.show_scene(replace(found, layers=layers))
+        return replace(found, layers=layers)
 
     def show_scene(self, scene: ActiveScene) -> None:
         """Predict a scene and show it in every tool. Raises as :meth:`set_scene`; the one before then stays."""
