@@ -96,7 +96,7 @@ def test_a_programs_own_answer_to_termination_and_other_threads_are_left_alone()
 ENDED = """
 import os, signal, sys
 from lsplat_ns.interrupts import end_when_terminated
-signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(getattr(signal, sys.argv[1]), signal.SIG_DFL)  # nohup has it ignored
 end_when_terminated()
 try:
     os.kill(os.getpid(), getattr(signal, sys.argv[1]))
