@@ -15,9 +15,9 @@ from plugin.test_evaluating import write_run_on
 
 from lsplat_ns.checkpoints.exports import read_ply
 from lsplat_ns.errors import ConfigError, SceneDataError
-from lsplat_ns.plugin import exporting
 from lsplat_ns.plugin.active_scene import SIDECAR
 from lsplat_ns.plugin.exporting import export_scene
+from lsplat_ns.plugin.pipeline import LatentSplatPipeline
 from lsplat_ns.plugin.runs import read_run_config
 
 
@@ -87,12 +87,11 @@ def test_what_cannot_be_written_is_one_line(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("scene", "layers"), [("shown", ("now",)), ("other", ("noted",))])
-def test_a_scene_is_predicted_with_its_own_generated_views(scene: str, layers: tuple[str, ...]) -> None:
+def test_a_scene_is_found_with_its_own_generated_views(scene: str, layers: tuple[str, ...]) -> None:
     @dataclass(frozen=True)
     class Scene:
         name: str
-        layers: tuple[str, ...] = ()
+        layers: tuple[str, ...] | None = ()
 
     datamanager = SimpleNamespace(scene=Scene("shown", ("now",)), find_scene=Scene, layers_of=lambda name: ("noted",))
-    pipeline = SimpleNamespace(datamanager=datamanager, model=SimpleNamespace(predict=lambda wanted: wanted))
-    assert exporting._predict(pipeline, scene) == Scene(scene, layers)
+    assert LatentSplatPipeline.find_scene(SimpleNamespace(datamanager=datamanager), scene) == Scene(scene, layers)
