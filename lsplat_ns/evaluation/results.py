@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsplat_ns.data.atomic_files import replacing
+from lsplat_ns.data.atomic_files import is_leftover, replacing
 from lsplat_ns.errors import ConfigError, LsplatError
 from lsplat_ns.evaluation.image_folders import CONTEXT, image_file
 from lsplat_ns.evaluation.metrics import METRICS
@@ -107,7 +107,7 @@ class EvaluationFolder:
 
     def _is_free(self) -> bool:
         """Whether nothing is there, or only what a call that was killed left of its first file."""
-        return self.root.is_dir() and all(file.name.startswith(f".{SETTINGS}.partial-") for file in self.root.iterdir())
+        return self.root.is_dir() and all(map(is_leftover, self.root.iterdir()))
 
     def _resume(self, path: Path) -> None:
         stored = read_json(path)
